@@ -1,0 +1,41 @@
+"""Facts to edit, from benchmark files, a user's own list, standard input, the hub or the project's own samples."""
+
+from __future__ import annotations
+
+import sys
+from importlib import resources
+from pathlib import Path
+
+from . import counterfact, fact_list, knowedit, zsre
+from ._formats import LoadedFacts, read
+from ._records import read_bytes
+from ._requests import from_request
+from .facts import BadRecord, Fact, FactError, Probe
+
+__all__ = ["BadRecord", "Fact", "FactError", "LoadedFacts", "Probe", "from_request", "load"]
+
+# A plain list comes last: whatever else has a prompt and a target.
+_FORMATS = (zsre.FORMAT, counterfact.FORMAT, *knowedit.FORMATS, fact_list.FORMAT)
+
+
+def load(source: str | Path = "samples", *, skip_bad: bool = False) -> LoadedFacts:
+    """The facts of ``source``, whose format is found by looking at it.
+
+    Args:
+        source: a file (JSON, JSONL, CSV); "-" for standard input; "samples" for the facts written for this project;
+            "knowedit:ZsRE" (WikiData_recent, WikiData_counterfact, WikiBio) for KnowEdit from the hub.
+        skip_bad: leave faulty records out and list them in ``LoadedFacts.bad``.
+
+    Raises:
+        FactError: lists every fault with its file, line, record and field. Without ``skip_bad``, any fault raises it.
+    """
+    name = str(source)
+    if name == "samples":
+        content = resources.files(__package__).joinpath("samples/facts.json").read_bytes()
+    elif name == "-":
+        name, content = "standard input", sys.stdin.buffer.read()
+    elif name.startswith("knowedit:"):
+        content = read_bytes(knowedit.download(name.removeprefix("knowedit:")))
+    else:
+        content = read_bytes(Path(source))
+    return read(name, content, _FORMATS, skip_bad=skip_bad)

@@ -1,0 +1,135 @@
+"""EasyEdit's request dictionary, the one form that every format is brought into, and the Fact made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import zip_longest
+from typing import Any
+
+from pydantic import ValidationError
+
+from .facts import BadRecord, Fact, FactError
+
+FIELDS = (
+    *("case_id", "prompt", "target_new", "subject", "ground_truth", "rephrase_prompt", "locality", "portability"),
+    *("locality_prompt", "locality_ground_truth", "portability_prompt", "portability_ground_truth"),
+)
+"""The fields of a request that make a fact; others (EasyEdit's ``target_neg``, KnowEdit's ``cond``) are ignored."""
+
+FLAT_GROUPS = {"locality": "neighborhood", "portability": "one_hop"}
+"""The group that ``locality_prompt`` and ``portability_prompt`` go to, named as in EasyEdit's examples."""
+
+NO_GROUND_TRUTH = "<|endoftext|>"
+"""What EasyEdit writes into requests that were made without a ground truth."""
+
+_MISSING = object()
+_MESSAGES = {
+    "missing": "is missing",
+    "string_too_short": "is empty",
+    "string_pattern_mismatch": "is blank",
+    "string_type": "is {!r}, expected text (in JSON: in quotes)",
+    "dict_type": "is {!r}, expected groups of probes: name -> list of prompt and ground_truth",
+    "model_type": "is {!r}, expected a probe: prompt and ground_truth",
+}
+
+
+def from_request(request: Mapping[str, Any], *, case_id: str = "0") -> Fact:
+    """The fact that EasyEdit's request dictionary asks for.
+
+    ``locality`` and ``portability`` map a group to EasyEdit's columns, ``{prompt: [p, ...], ground_truth: [a, ...]}``,
+    or to KnowEdit's list of ``{prompt, ground_truth}``; flat fields (``locality_prompt``, ``locality_ground_truth``)
+    do as well. ``ground_truth`` and each answer may be one text or (nested) lists of aliases, ``rephrase_prompt`` one
+    text or a list. ``{}`` in a prompt stands for the subject. A probe whose answer is empty is left out.
+    ``case_id`` is for a request without one. Raises FactError, which lists all faults.
+    """
+    return to_fact(request, case_id)[0]
+
+
+def to_fact(request: Mapping[str, Any], case_id: str) -> tuple[Fact, int]:
+    """:func:`from_request`, and how many probes were left out because their answer is empty."""
+    given = {name: value for name, value in request.items() if value is not None}
+    subject = given.get("subject")
+
+    def fill(prompt: Any) -> Any:
+        return prompt.replace("{}", subject) if isinstance(prompt, str) and isinstance(subject, str) else prompt
+
+    number = given.get("case_id", case_id)
+    fields = {name: given[name] for name in ("target_new", "subject") if name in given}
+    fields |= {"prompt": fill(given["prompt"])} if "prompt" in given else {}
+    fields["case_id"] = str(number) if type(number) is int else number
+    fields["ground_truth"] = [text for text in _texts(given.get("ground_truth")) if text != NO_GROUND_TRUTH]
+    fields["rephrase_prompts"] = [fill(text) for text in _texts(given.get("rephrase_prompt"))]
+    probes = {kind: _groups(given, kind, fill) for kind in FLAT_GROUPS}
+    answered = {kind: _answered(groups) for kind, groups in probes.items()}
+    bad = []
+    if "subject" not in given and "{}" in str(given.get("prompt")):
+        bad.append(BadRecord("", "subject", "is missing, and the prompt has {} for it"))
+    try:
+        fact = Fact.model_validate(fields | answered)
+    except ValidationError as error:
+        for fault in error.errors():
+            message = _MESSAGES.get(fault["type"], fault["msg"]).format(fault["input"])
+            bad.append(BadRecord("", _field(fault["loc"], given), message))
+    if bad:
+        raise FactError("this request makes no fact:", bad)
+    return fact, sum(_count(probes[kind]) - _count(answered[kind]) for kind in probes)
+
+
+def _texts(value: Any) -> list[Any]:
+    """``value`` (a text, or nested lists of texts) as a flat list in order, without blanks and repeats."""
+    nested = [_texts(item) for item in value] if isinstance(value, (list, tuple)) else [[value]]
+    texts: list[Any] = []
+    for text in (text for part in nested for text in part):
+        if text is not None and str(text).strip() and text not in texts:
+            texts.append(text)
+    return texts
+
+
+def _groups(request: Mapping[str, Any], kind: str, fill: Callable[[Any], Any]) -> Any:
+    """``kind``'s probes by group, from the nested and the flat fields. What is no mapping passes, to be refused."""
+    groups = request.get(kind, {})
+    flat = {name: request[f"{kind}_{name}"] for name in ("prompt", "ground_truth") if f"{kind}_{name}" in request}
+    if not isinstance(groups, Mapping):
+        return groups
+    groups = {**groups, FLAT_GROUPS[kind]: flat} if flat else groups
+    return {group: list(_probes(value, fill)) for group, value in groups.items() if value is not None}
+
+
+def _probes(group: Any, fill: Callable[[Any], Any]) -> Iterator[Any]:
+    """A Probe's fields for each probe of a list, or of columns (a single answer is every prompt's answer)."""
+    for item in group if isinstance(group, (list, tuple)) else [group]:
+        if not isinstance(item, Mapping):
+            yield item
+            continue
+        prompts, answers = item.get("prompt", _MISSING), item.get("ground_truth", _MISSING)
+        if not isinstance(prompts, (list, tuple)):
+            prompts, answers = [prompts], [answers]
+        elif not isinstance(answers, (list, tuple)):
+            answers = [answers] * len(prompts)
+        for prompt, answer in zip_longest(prompts, answers, fillvalue=_MISSING):
+            asked = {} if prompt is _MISSING else {"prompt": fill(prompt)}
+            yield asked if answer is _MISSING else asked | {"answers": _texts(answer)}
+
+
+def _answered(groups: Any) -> Any:
+    """``groups`` without the probes that have an answer field with nothing in it, and without empty groups."""
+    if not isinstance(groups, Mapping):
+        return groups
+    kept = {
+        group: [probe for probe in probes if not isinstance(probe, dict) or probe.get("answers") != []]
+        for group, probes in groups.items()
+    }
+    return {group: probes for group, probes in kept.items() if probes}
+
+
+def _count(groups: Any) -> int:
+    return sum(map(len, groups.values())) if isinstance(groups, Mapping) else 0
+
+
+def _field(loc: tuple[int | str, ...], request: Mapping[str, Any]) -> str:
+    """Where in the request a fault of the Fact lies: ("locality", "g", 0, "answers") -> "locality.g[0].ground_truth"."""
+    names = {"answers": "ground_truth", "rephrase_prompts": "rephrase_prompt"}
+    kind, *rest = (names.get(str(part), part) for part in loc)
+    if rest and rest[0] == FLAT_GROUPS.get(str(kind)) and rest[0] not in request.get(str(kind), {}):
+        return f"{kind}_{rest[2] if len(rest) > 2 else 'prompt'}"
+    return str(kind) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)

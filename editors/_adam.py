@@ -1,0 +1,42 @@
+"""Adam (Kingma & Ba, 2015, https://arxiv.org/abs/1412.6980) whose state has an edit axis, as the parameters have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
+
+
+class Adam:
+    """p <- p - lr m_hat / (sqrt(v_hat) + eps), element-wise, so edits never mix.
+
+    Each edit counts its own steps (``t``, one count per parameter and edit), so edits may begin at different times
+    and a method may restart the moments of single edits (:meth:`restart`). The same numbers as ``torch.optim.Adam``.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], rates: Mapping[str, float]) -> None:
+        self.rates = dict(rates)
+        self.m = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        self.v = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        self.t = {name: torch.zeros(len(p), dtype=p.dtype, device=p.device) for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def step(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        for name, p in parameters.items():
+            assert p.grad is not None, f"{name} took no part in the forward pass"
+            m, v, t = self.m[name], self.v[name], self.t[name].add_(1)
+            m.lerp_(p.grad, 1 - _BETA1)
+            v.mul_(_BETA2).addcmul_(p.grad, p.grad, value=1 - _BETA2)
+            per_edit = (-1, *[1] * (p.dim() - 1))
+            size = (self.rates[name] / (1 - _BETA1**t)).view(per_edit)
+            root = (1 - _BETA2**t).rsqrt().view(per_edit)
+            p.sub_(m.mul(size).div_(v.sqrt().mul_(root).add_(_EPSILON)))
+
+    def take(self, index: Tensor) -> None:
+        """Keep these edits only."""
+        for state in (self.m, self.v, self.t):
+            for name, value in state.items():
+                state[name] = value.index_select(0, index)

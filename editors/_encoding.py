@@ -1,0 +1,105 @@
+"""Text to token ids, and token ids to padded tensors. Padding is known by length, never by a token's id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+
+class EncodingError(ValueError):
+    """A text that cannot be used: nothing to predict, or longer than the model's context."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids whose part from ``start`` on is to be predicted from what stands before it."""
+
+    ids: tuple[int, ...]
+    start: int
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        return self.ids[self.start :]
+
+
+class Encoder:
+    """Encodes prompts and answers as ``prompt + " " + answer`` for one tokenizer and context length."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int) -> None:
+        self.tokenizer, self.context = tokenizer, context
+
+    def prompt(self, prompt: str) -> Encoded:
+        """A prompt alone, nothing to predict."""
+        ids = tuple(self.tokenizer(prompt)["input_ids"])
+        if not ids:
+            raise EncodingError(f"the prompt {prompt!r} becomes no token at all")
+        return self._fitting(Encoded(ids, len(ids)), prompt)
+
+    def answered(self, prompt: str, answer: str, *, end_of_text: bool = False) -> Encoded:
+        """Prompt and answer encoded together; the answer begins where the ids first differ from the prompt's alone."""
+        text = f"{prompt} {answer}"
+        ids = tuple(self.tokenizer(text)["input_ids"])
+        alone = self.tokenizer(prompt)["input_ids"]
+        start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(alone, ids, strict=False)))
+        if start == len(ids):
+            raise EncodingError(f"the answer {answer!r} adds no token to the prompt {prompt!r}")
+        if start == 0:
+            raise EncodingError(f"nothing stands before the answer {answer!r}: the prompt {prompt!r} is no token of its own")
+        if end_of_text:
+            ids = (*ids, self.tokenizer.eos_token_id)
+        return self._fitting(Encoded(ids, start), text)
+
+    def _fitting(self, encoded: Encoded, text: str) -> Encoded:
+        if len(encoded.ids) > self.context:
+            raise EncodingError(f"{len(encoded.ids)} tokens, but the model's context is {self.context}: {text[:60]!r}...")
+        return encoded
+
+
+def padded(sequences: Sequence[Sequence[int]], device: torch.device | str, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask, both (R, T). The filler is id 0, which the mask or the causal order hides."""
+    width = max(map(len, sequences))
+    ids, mask = torch.zeros(2, len(sequences), width, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        span = slice(width - len(sequence), None) if left else slice(len(sequence))
+        ids[row, span] = torch.tensor(sequence)
+        mask[row, span] = 1
+    return ids.to(device), mask.to(device)
+
+
+class Table:
+    """Lays N values of uneven groups side by side, (N,) -> (G, K): sums along K do not depend on other groups."""
+
+    def __init__(self, counts: Sequence[int], device: torch.device | str) -> None:
+        self.shape = len(counts), max(counts)
+        self.counts = torch.tensor(counts, device=device)
+        self._slot = torch.tensor([g * self.shape[1] + k for g, n in enumerate(counts) for k in range(n)], device=device)
+
+    def __call__(self, values: Tensor, fill: float = 0.0) -> Tensor:
+        flat = values.new_full((self.shape[0] * self.shape[1],), fill)
+        return flat.index_put((self._slot,), values).view(self.shape)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of token ids padded on the right, and the N places whose next token is wanted.
+
+    Right padding needs no attention mask under causal attention: no real token comes after a padded one.
+    """
+
+    ids: Tensor  # (R, T)
+    at: tuple[Tensor, Tensor]  # row and position of each prediction, (N,) each
+    labels: Tensor  # (N,)
+    table: Table  # (N,) -> (R, K)
+
+    @classmethod
+    def of(cls, rows: Sequence[Encoded], device: torch.device | str) -> Batch:
+        ids, _ = padded([row.ids for row in rows], device)
+        places = [(r, row.start - 1 + k) for r, row in enumerate(rows) for k in range(len(row.wanted))]
+        row, position = torch.tensor(places, device=device).unbind(1)
+        labels = torch.tensor([token for encoded in rows for token in encoded.wanted], device=device)
+        return cls(ids, (row, position), labels, Table([len(encoded.wanted) for encoded in rows], device))

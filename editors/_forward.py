@@ -1,0 +1,97 @@
+"""Running the frozen model: only the logits that are asked for, only the blocks that can have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ._sites import blocks
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode and without gradients of its own; both as they were afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        model.eval().requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for p, flag in flags:
+            p.requires_grad = flag
+
+
+def logits_at(model: PreTrainedModel, ids: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:
+    """(R, T) ids, N places (row, position) -> (N, V) logits. The head never sees the other positions."""
+    head = model.get_output_embeddings()
+    assert head is not None, "a causal language model has an output layer"
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0][at].unsqueeze(0), *args[1:]))
+    try:
+        return model(input_ids=ids, use_cache=False).logits.squeeze(0)
+    finally:
+        handle.remove()
+
+
+class _Reached(Exception):
+    """Raised at a block to end a forward pass that has gone far enough."""
+
+
+@contextmanager
+def kept(model: nn.Module, layer: int) -> Iterator[list[Tensor]]:
+    """Collects the input of block ``layer`` of every forward pass inside."""
+    seen: list[Tensor] = []
+    handle = blocks(model)[layer].register_forward_pre_hook(lambda _, args, kwargs: seen.append(_input(args, kwargs)), with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def input_of(model: PreTrainedModel, layer: int, ids: Tensor) -> Tensor:
+    """(R, T) ids -> (R, T, d), what block ``layer`` gets; the blocks from there on are not run."""
+
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Reached(_input(args, kwargs))
+
+    handle = blocks(model)[layer].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        model(input_ids=ids, use_cache=False)
+    except _Reached as reached:
+        return reached.args[0]
+    finally:
+        handle.remove()
+    raise AssertionError("the model ran without its blocks")
+
+
+@contextmanager
+def replayed(model: nn.Module, layer: int, hidden: Tensor) -> Iterator[None]:
+    """Block ``layer`` gets ``hidden``; the blocks below it are skipped. For what cannot have changed since :func:`kept`."""
+    below = [block for depth, block in enumerate(blocks(model)) if depth < layer]
+
+    def swap(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (args, {**kwargs, "hidden_states": hidden}) if "hidden_states" in kwargs else ((hidden, *args[1:]), kwargs)
+
+    own = [(block, vars(block).get("forward")) for block in below]  # None: the class's, as it should be
+    handle = blocks(model)[layer].register_forward_pre_hook(swap, with_kwargs=True)
+    try:
+        for block in below:
+            block.forward = lambda hidden_states, *_, **__: hidden_states  # type: ignore[method-assign]
+        yield
+    finally:
+        handle.remove()
+        for block, forward in own:
+            del block.forward
+            if forward is not None:
+                block.forward = forward  # type: ignore[method-assign]
+
+
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]

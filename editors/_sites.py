@@ -1,0 +1,157 @@
+"""Sites: the places of a model where a patch sits, named by role, so that one YAML fits every family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+Role = Literal["query", "key", "value", "qkv", "attention_output", "mlp_up", "mlp_gate", "mlp_down"]
+
+# Where the blocks of a family are, and what each role is called inside a block. Keys are transformers' `model_type`.
+# A role that a family does not have (a gate in GPT-2) is absent; "qkv" is all three, whether fused or not.
+_LLAMA = (
+    "model.layers",
+    {
+        "query": ["self_attn.q_proj"],
+        "key": ["self_attn.k_proj"],
+        "value": ["self_attn.v_proj"],
+        "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+        "attention_output": ["self_attn.o_proj"],
+        "mlp_up": ["mlp.up_proj"],
+        "mlp_gate": ["mlp.gate_proj"],
+        "mlp_down": ["mlp.down_proj"],
+    },
+)
+_FAMILIES: dict[str, tuple[str, dict[str, list[str]]]] = {
+    "gpt2": (
+        "transformer.h",
+        {
+            "qkv": ["attn.c_attn"],
+            "attention_output": ["attn.c_proj"],
+            "mlp_up": ["mlp.c_fc"],
+            "mlp_down": ["mlp.c_proj"],
+        },
+    ),
+    "gpt_neo": (
+        "transformer.h",
+        {
+            "query": ["attn.attention.q_proj"],
+            "key": ["attn.attention.k_proj"],
+            "value": ["attn.attention.v_proj"],
+            "qkv": ["attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"],
+            "attention_output": ["attn.attention.out_proj"],
+            "mlp_up": ["mlp.c_fc"],
+            "mlp_down": ["mlp.c_proj"],
+        },
+    ),
+    "gptj": (
+        "transformer.h",
+        {
+            "query": ["attn.q_proj"],
+            "key": ["attn.k_proj"],
+            "value": ["attn.v_proj"],
+            "qkv": ["attn.q_proj", "attn.k_proj", "attn.v_proj"],
+            "attention_output": ["attn.out_proj"],
+            "mlp_up": ["mlp.fc_in"],
+            "mlp_down": ["mlp.fc_out"],
+        },
+    ),
+    "gpt_neox": (
+        "gpt_neox.layers",
+        {
+            "qkv": ["attention.query_key_value"],
+            "attention_output": ["attention.dense"],
+            "mlp_up": ["mlp.dense_h_to_4h"],
+            "mlp_down": ["mlp.dense_4h_to_h"],
+        },
+    ),
+    "opt": (
+        "model.decoder.layers",
+        {
+            "query": ["self_attn.q_proj"],
+            "key": ["self_attn.k_proj"],
+            "value": ["self_attn.v_proj"],
+            "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            "attention_output": ["self_attn.out_proj"],
+            "mlp_up": ["fc1"],
+            "mlp_down": ["fc2"],
+        },
+    ),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "smollm3": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+}
+
+
+class SiteError(ValueError):
+    """The model has no such site, layer or family; the message lists what it has."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One linear map of the model: its module name, the block it is in, its role, and its input and output width."""
+
+    name: str
+    layer: int
+    role: str
+    inputs: int
+    outputs: int
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """The model's transformer blocks, first to last."""
+    found = model.get_submodule(_family(model)[0])
+    assert isinstance(found, nn.ModuleList)
+    return found
+
+
+def sites(model: nn.Module, roles: Sequence[str], layers: str | Iterable[int] = "all") -> list[Site]:
+    """The sites with these roles in these blocks, in the order in which the model runs its blocks.
+
+    Raises :class:`SiteError` naming every role and layer that the model does not have, with those it has.
+    """
+    path, known = _family(model)
+    depth = len(blocks(model))
+    faults = [f"no site {role!r} in {_model_type(model)}; it has {', '.join(known)}" for role in roles if role not in known]
+    chosen = list(range(depth)) if layers == "all" else sorted({*layers})  # type: ignore[arg-type]
+    faults += [f"no layer {layer}; {_model_type(model)} has layers 0 to {depth - 1}" for layer in chosen if not 0 <= layer < depth]
+    if faults:
+        raise SiteError("; ".join(faults))
+    found = []
+    for layer in chosen:
+        for role, ending in dict.fromkeys((role, ending) for role in roles for ending in known[role]):
+            name = f"{path}.{layer}.{ending}"
+            outputs, inputs = weight_shape(model.get_submodule(name))
+            if name not in {site.name for site in found}:
+                found.append(Site(name, layer, role, inputs, outputs))
+    return found
+
+
+def weight_shape(module: nn.Module) -> tuple[int, int]:
+    """(O, I) of a linear map. GPT-2's Conv1D keeps its weight as (I, O)."""
+    shape = tuple(module.weight.shape)  # type: ignore[arg-type, union-attr]
+    return shape[::-1] if transposed(module) else shape  # type: ignore[return-value]
+
+
+def transposed(module: nn.Module) -> bool:
+    """Does this module keep its weight as (I, O)? The one place where Conv1D and Linear are told apart."""
+    return not isinstance(module, nn.Linear)
+
+
+def _model_type(model: nn.Module) -> str:
+    return str(model.config.model_type)  # type: ignore[union-attr]
+
+
+def _family(model: nn.Module) -> tuple[str, dict[str, list[str]]]:
+    try:
+        return _FAMILIES[_model_type(model)]
+    except KeyError:
+        raise SiteError(
+            f"models of type {_model_type(model)!r} are not known here; known: {', '.join(_FAMILIES)}. "
+            "A family is one entry in editors/_sites.py"
+        ) from None

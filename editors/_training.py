@@ -1,0 +1,229 @@
+"""The one training loop: many edits at once, each as if it were alone.
+
+Shapes: E edits, R rows of a batch, T tokens, N predictions of all rows together, V vocabulary.
+
+The loss is the *sum* over edits of each edit's mean, so edit e's gradient is what it would be alone, and Adam is
+element-wise. Rows belong to one edit; blocks below the first edited one are run once and replayed; logits are computed
+for target tokens only; an edit that is finished leaves the batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..data.facts import Fact
+from ._adam import Adam
+from ._encoding import Batch, Encoded, EncodingError, Table
+from ._forward import frozen, input_of, logits_at, replayed
+from ._generation import sampled_texts
+from ._memory import edits_that_fit, is_out_of_memory
+from ._rows import Rows
+from .base import Editor, Edits, Outcome, Patch, Progress
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one edit is trained on: texts whose answer it must give, and texts whose predictions must stay."""
+
+    answers: tuple[Encoded, ...]
+    anchors: tuple[Encoded, ...] = ()
+
+    @property
+    def longest(self) -> int:
+        return max(len(row.ids) for row in (*self.answers, *self.anchors))
+
+
+def lesson(editor: Editor[Any], facts: Sequence[Fact]) -> Lesson:
+    """The lesson of an edit that carries these facts."""
+    h, encode = editor.hparams, editor.encoder
+    contexts = ["", *(f"{text} " for text in sampled_texts(editor.model, editor.tokenizer, h.contexts))]
+    answers = [
+        encode.answered(context + fact.prompt, fact.target_new, end_of_text=h.end_of_text)
+        for fact in facts
+        for context in contexts
+    ]
+    prompts = [t.replace("{}", f.subject or "") for f in facts for t in h.kl_prompts if f.subject or "{}" not in t]
+    anchors = [encode.prompt(prompt) for prompt in prompts] if h.kl_weight else []
+    # What comes after a prompt's last token is held; the id there only makes room for it.
+    return Lesson(tuple(answers), tuple(Encoded((*a.ids, 0), len(a.ids)) for a in anchors))
+
+
+def in_batches(
+    editor: Editor[Any], facts: Sequence[Fact], edits_at_once: int | None, progress: Progress | None
+) -> Iterator[tuple[list[int], Edits]]:
+    """Independent edits of all facts, facts of like length together; each batch with the places of its facts."""
+    lessons: dict[int, Lesson] = {}
+    errors: dict[int, str] = {}
+    for i, fact in enumerate(facts):
+        try:
+            lessons[i] = lesson(editor, [fact])
+        except EncodingError as error:
+            errors[i] = str(error)
+
+    def edits(places: list[int], patch: Patch, outcomes: Sequence[Outcome]) -> tuple[list[int], Edits]:
+        return places, Edits(editor, patch, tuple((facts[i],) for i in places), tuple(outcomes))
+
+    def fresh(places: list[int]) -> Patch:
+        return editor.fresh([editor.seed_for([facts[i]]) for i in places])
+
+    if errors:
+        yield edits([*errors], fresh([*errors]), [Outcome(0, float("nan"), message) for message in errors.values()])
+    # The longest first: if memory does not suffice, that shows at once.
+    left = sorted(lessons, key=lambda i: lessons[i].longest, reverse=True)
+    size = edits_at_once or (edits_that_fit(editor, lessons[left[0]]) if left else 1)
+    while left:
+        batch = left[:size]
+        try:
+            patch, outcomes = train(editor, fresh(batch), [lessons[i] for i in batch], progress)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(batch) == 1:
+                raise
+            size = len(batch) // 2
+            _log.warning("out of memory with %d edits at once; going on with %d", len(batch), size)
+            continue
+        del left[: len(batch)]
+        yield edits(batch, patch, outcomes)
+
+
+def together(editor: Editor[Any], facts: Sequence[Fact], before: Edits | None, progress: Progress | None) -> Edits:
+    """One edit that carries all facts, going on from ``before`` if there is one."""
+    patch = editor.fresh([editor.seed_for(facts)]) if before is None else before.patch.take([0])
+    patch.steps.zero_()
+    patch, outcomes = train(editor, patch, [lesson(editor, facts)], progress)
+    carried = (*(before.facts[0] if before else ()), *facts)
+    return Edits(editor, patch, (carried,), tuple(outcomes))
+
+
+def train(
+    editor: Editor[Any], patch: Patch, lessons: Sequence[Lesson], progress: Progress | None = None
+) -> tuple[Patch, list[Outcome]]:
+    """Train edit e of the patch on ``lessons[e]``; the trained patch and how each edit ended."""
+    h = editor.hparams
+    ended: dict[int, tuple[Patch, Outcome]] = {}
+    with frozen(editor.model):
+        work = Work(editor, patch, lessons)
+        for step in range(h.steps):
+            loss, lowest = work.losses()
+            failed = ~loss.isfinite()
+            done = failed if h.stop_at is None else failed | ((lowest >= h.stop_at) & editor.may_stop(work.patch.steps))
+            last = loss.tolist()
+            for i in done.nonzero().flatten().tolist():
+                error = f"the loss became {last[i]} at step {step}; a lower lr may help" if failed[i] else None
+                ended[work.edits[i]] = work.patch.finished([i]), Outcome(step, last[i], error)
+            left = (~done).nonzero().flatten().tolist()
+            if left:
+                work.step(loss[~done].sum())
+            if len(left) < len(work.edits):
+                last = [last[i] for i in left]
+                work.keep(left)
+            if progress:
+                progress("training", (step + 1) / h.steps)
+            if not left:
+                break
+        for i, e in enumerate(work.edits):
+            ended[e] = work.patch.finished([i]), Outcome(h.steps, last[i])
+    for e, (_, outcome) in ended.items():
+        if outcome.error:
+            ended[e] = editor.fresh([int(patch.seeds[e])]), outcome
+    in_order = [ended[e] for e in range(len(lessons))]
+    return Patch.concatenated([one for one, _ in in_order]), [outcome for _, outcome in in_order]
+
+
+class Work:
+    """The edits in training: their patch, optimizer state and rows, and what stays the same while they train."""
+
+    def __init__(self, editor: Editor[Any], patch: Patch, lessons: Sequence[Lesson]) -> None:
+        self.editor, self.patch, self.edits = editor, patch.train(), list(range(len(lessons)))
+        self.adam = Adam(self._parameters(), {name: editor.learning_rate(name) for name in self._parameters()})
+        self._lay_out(list(lessons))
+        first = patch.first_layer
+        self._hidden = input_of(editor.model, first, self._batch.ids) if first else None
+        self._unedited = self._unedited_log_probs() if self._anchor.any() else None
+
+    def losses(self) -> tuple[Tensor, Tensor]:
+        """(E,) each edit's loss, and (E,) the lowest probability among its target tokens."""
+        with self.patch.attached(self.editor.model, Rows(self._owner, len(self.edits), self.patch.seeds.device)):
+            logits = self._logits()
+        cost = nll = F.cross_entropy(logits, self._batch.labels, reduction="none")
+        if self._unedited is not None:
+            # KL(p || q) = sum p (log p - log q), on the predictions that are to stay.
+            log_q = logits[self._held].log_softmax(-1)
+            cost = nll.index_put((self._held,), F.kl_div(log_q, self._unedited, reduction="none", log_target=True).sum(-1))
+        of_row = self._batch.table(cost).sum(1) / self._batch.table.counts
+        worst = self._batch.table(nll.detach()).amax(1).masked_fill(self._anchor, 0.0)
+        loss = self._rows(of_row * self._weights).sum(1) + self.patch.penalty()
+        return loss, (-self._rows(worst).amax(1)).exp()
+
+    def step(self, loss: Tensor) -> None:
+        """One optimizer step on the sum over edits."""
+        for p in self.patch.parameters():
+            p.grad = None
+        loss.backward()
+        if self.editor.hparams.clip_norm is not None:
+            _clip(self.patch, self.editor.hparams.clip_norm)
+        with torch.no_grad():
+            self.patch.before_step()
+            self.adam.step(self._parameters())
+            self.patch.steps += 1
+            self.patch.after_step()
+
+    def keep(self, left: Sequence[int]) -> None:
+        """Let the other edits go: their rows, parameters and optimizer state leave the batch."""
+        self.edits = [self.edits[i] for i in left]
+        if not left:
+            return
+        device = self.patch.seeds.device
+        rows = torch.tensor([r for r, owner in enumerate(self._owner) if owner in set(left)], device=device)
+        held = torch.isin(self._batch.at[0][self._held], rows)
+        self.patch = self.patch.take(left).train()
+        self.adam.take(torch.tensor(left, device=device))
+        self._lay_out([self._lessons[i] for i in left])
+        if self._hidden is not None:
+            self._hidden = self._hidden[rows, : self._batch.ids.shape[1]]
+        if self._unedited is not None:
+            self._unedited = self._unedited[held]
+
+    def _lay_out(self, lessons: list[Lesson]) -> None:
+        device, kl_weight = self.patch.seeds.device, self.editor.hparams.kl_weight
+        rows = [row for part in lessons for row in (*part.answers, *part.anchors)]
+        counts = [(len(part.answers), len(part.anchors)) for part in lessons]
+        self._lessons = lessons
+        self._owner = [e for e, (answers, anchors) in enumerate(counts) for _ in range(answers + anchors)]
+        self._batch, self._rows = Batch.of(rows, device), Table([sum(n) for n in counts], device)
+        weights = [w for answers, anchors in counts for w in (*[1 / answers] * answers, *[kl_weight / max(anchors, 1)] * anchors)]
+        self._weights = torch.tensor(weights, device=device)
+        self._anchor = torch.tensor([i >= n for n, m in counts for i in range(n + m)], device=device)
+        self._held = self._anchor[self._batch.at[0]].nonzero().flatten()
+
+    def _logits(self) -> Tensor:
+        """(N, V), at least in float32."""
+        model = self.editor.model
+        with replayed(model, self.patch.first_layer, self._hidden) if self._hidden is not None else nullcontext():
+            logits = logits_at(model, self._batch.ids, self._batch.at)
+        return logits.to(torch.promote_types(torch.float32, logits.dtype))
+
+    @torch.no_grad()
+    def _unedited_log_probs(self) -> Tensor:
+        return self._logits()[self._held].log_softmax(-1)
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.patch.named_parameters())
+
+
+def _clip(patch: Patch, most: float) -> None:
+    """Scale each edit's own gradient to a norm of at most ``most``."""
+    grads = [p.grad for p in patch.parameters() if p.grad is not None]
+    norm = torch.stack([grad.flatten(1).square().sum(1) for grad in grads]).sum(0).sqrt()
+    scale = (most / norm.clamp(min=most)).to(grads[0].dtype)
+    for grad in grads:
+        grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))

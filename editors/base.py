@@ -1,0 +1,327 @@
+"""The one interface of all editing methods: hyper-parameters, patches, editors, edits.
+
+Shapes: E edits, R rows of a batch, T tokens, I/O a module's input/output width.
+
+A method is a :class:`Patch` (what it adds to the frozen model, with an edit axis on every tensor) and an
+:class:`Editor` (how fresh patches are made). Encoding, training, stopping and saving are the same for all.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, final
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data.facts import Fact
+from ._encoding import Encoder
+from ._random import seed_of
+from ._rows import Rows
+from ._sites import Role, transposed
+
+Progress = Callable[[str, float], None]
+"""Told what is being done and which share of it (0 to 1) is finished."""
+
+
+def _layers(value: object) -> object:
+    """Layers as a list, as ``"20-24"`` (both ends included) or as ``"all"``."""
+    if isinstance(value, str) and value != "all":
+        first, dash, last = value.partition("-")
+        try:
+            return list(range(int(first), int(last if dash else first) + 1))
+        except ValueError:
+            raise ValueError('layers are a list, a range such as "20-24", or "all"') from None
+    return [value] if isinstance(value, int) else value
+
+
+Layers = Annotated[Literal["all"] | list[int], BeforeValidator(_layers)]
+
+
+class Hparams(BaseModel):
+    """Hyper-parameters that every method has. Each method adds its own; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="Model the preset is for: hub id, local folder, GGUF file or short name")
+    steps: int = Field(gt=0, description="Optimizer steps of an edit, at most")
+    lr: float = Field(gt=0, description="Learning rate of Adam")
+    stop_at: float | None = Field(
+        None, gt=0, lt=1, description="An edit is finished once every target token has this probability; null: never"
+    )
+    clip_norm: float | None = Field(None, gt=0, description="Largest norm of one edit's gradient; null: any")
+    end_of_text: bool = Field(False, description="Train an end-of-text token after the target, so that generation stops")
+    contexts: int = Field(
+        0, ge=0, description="Train each prompt also behind this many texts sampled from the model (as ROME does)"
+    )
+    kl_weight: float = Field(0.0, ge=0, description="Weight of KL(unedited || edited) on kl_prompts")
+    kl_prompts: tuple[str, ...] = Field(
+        ("{} is a",), description="Prompts whose predictions are to stay; {} is the fact's subject"
+    )
+
+
+class SiteHparams(Hparams):
+    """Hyper-parameters of a method that sits on linear maps of the model."""
+
+    sites: Annotated[list[Role], Field(min_length=1)] = Field(description="Which linear maps of a block, by role")
+    layers: Layers = Field("all", description='Which blocks: a list, a range such as "20-24", or "all"')
+
+
+H = TypeVar("H", bound=Hparams)
+
+
+class Patch(nn.Module, ABC):
+    """What a method adds to the frozen model for E edits. The first axis of every parameter and buffer is the edit."""
+
+    seeds: Tensor  # (E,) int64
+    steps: Tensor  # (E,) int64, optimizer steps each edit has taken
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("seeds", torch.tensor(list(seeds), dtype=torch.long))
+        self.register_buffer("steps", torch.zeros(len(seeds), dtype=torch.long))
+
+    @final
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    @property
+    @abstractmethod
+    def first_layer(self) -> int:
+        """The lowest block whose computation the patch changes; blocks below it are computed once and replayed."""
+
+    @abstractmethod
+    def attached(self, model: PreTrainedModel, rows: Rows) -> AbstractContextManager[None]:
+        """While open, row r of the model's batch is computed with edit ``rows.edits[r]``; -1 is the unedited model."""
+
+    def before_step(self) -> None:
+        """Runs between backward and the optimizer, with gradients and the weights they were taken at."""
+
+    def after_step(self) -> None:
+        """Pruning, projection or rank allocation, after each optimizer step; within an edit, never across."""
+
+    def penalty(self) -> Tensor | float:
+        """(E,) added to each edit's loss."""
+        return 0.0
+
+    def trained(self, edit: int) -> list[Tensor]:
+        """The numbers that one edit keeps, for counting them."""
+        return [p[edit] for p in self.parameters()]
+
+    @final
+    def take(self, edits: Sequence[int]) -> Patch:
+        """A patch of these edits alone, its tensors copied."""
+        index = torch.tensor(edits, device=self.seeds.device)
+        return self.rebuilt({name: t.index_select(0, index) for name, t in self.tensors().items()})
+
+    @final
+    def finished(self, edits: Sequence[int]) -> Patch:
+        """As :meth:`take`, without what only training needs (the buffers that are not persistent)."""
+        taken = self.take(edits)
+        lasting = taken.state_dict().keys()
+        return taken.rebuilt({n: t if n in lasting else t.new_zeros(len(t), 0) for n, t in taken.tensors().items()}).eval()
+
+    @final
+    @staticmethod
+    def concatenated(patches: Sequence[Patch]) -> Patch:
+        """One patch with the edits of all, in order."""
+        parts = [patch.tensors() for patch in patches]
+        return patches[0].rebuilt({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+    @final
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name."""
+        return {name: t.detach() for name, t in (*self.named_parameters(), *self.named_buffers())}
+
+    @final
+    def rebuilt(self, tensors: Mapping[str, Tensor]) -> Patch:
+        """A patch like this one with these tensors; this one's own are not copied."""
+        memo: dict[int, Any] = {id(b): tensors[name] for name, b in self.named_buffers()}
+        memo |= {id(p): nn.Parameter(tensors[name]) for name, p in self.named_parameters()}
+        return copy.deepcopy(self, memo)
+
+
+class WeightPatch(Patch):
+    """A patch that is a change of weights, so that an edit can be merged into the model."""
+
+    @abstractmethod
+    def delta_weights(self, edit: int) -> dict[str, Tensor]:
+        """Parameter name -> what the edit adds to it: (O, I) for the weight of a linear map, whatever its layout."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the training of one edit ended."""
+
+    steps: int
+    loss: float
+    """The last training loss that was seen, before the last step was taken."""
+    error: str | None = None
+    """Why there is no edit; its rows are to be computed unedited."""
+
+
+class Editor(ABC, Generic[H]):
+    """One knowledge-editing method, bound to a model, its tokenizer and hyper-parameters.
+
+    ``seed`` makes runs differ; the edit of a fact is initialised from the seed and the fact's own ``case_id``, so it
+    is the same in every order and company. The model is never changed.
+    """
+
+    Hparams: ClassVar[type[Hparams]]
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hparams: H, *, seed: int = 0) -> None:
+        self.model, self.tokenizer, self.hparams, self.seed = model, tokenizer, hparams, seed
+        self.encoder = Encoder(tokenizer, model.config.max_position_embeddings)
+
+    @classmethod
+    def name(cls) -> str:
+        """The method's name: that of its module."""
+        return cls.__module__.rpartition(".")[2]
+
+    @abstractmethod
+    def patch(self, seeds: Sequence[int]) -> Patch:
+        """Fresh parameters on the CPU in float32, one edit for each seed; edit e comes from ``seeds[e]`` alone."""
+
+    def learning_rate(self, parameter: str) -> float:
+        """The learning rate of a patch's parameter, by its name."""
+        return self.hparams.lr
+
+    def may_stop(self, steps: Tensor) -> Tensor | bool:
+        """(E,) steps taken -> (E,): may the edit stop early now? Not while a schedule is still running."""
+        return True
+
+    @final
+    def edit_each(
+        self, facts: Sequence[Fact], *, edits_at_once: int | None = None, progress: Progress | None = None
+    ) -> Edits:
+        """Independent edits, one for each fact, trained side by side; the result is in the order of ``facts``."""
+        from ._training import in_batches  # the loop knows this module, not the other way round
+
+        parts = list(in_batches(self, facts, edits_at_once, progress))
+        places = [place for places, _ in parts for place in places]
+        return Edits.concatenated([edits for _, edits in parts]).taken([places.index(i) for i in range(len(facts))])
+
+    @final
+    def edit_batches(
+        self, facts: Sequence[Fact], *, edits_at_once: int | None = None, progress: Progress | None = None
+    ) -> Iterator[Edits]:
+        """As :meth:`edit_each`, handed out as they are finished, facts of like length together.
+
+        ``edits_at_once`` None: as many as memory allows. A batch that does not fit is halved and tried again.
+        """
+        from ._training import in_batches
+
+        for _, edits in in_batches(self, facts, edits_at_once, progress):
+            yield edits
+
+    @final
+    def edit(self, facts: Sequence[Fact], *, progress: Progress | None = None) -> Edits:
+        """One edit that carries all facts."""
+        from ._training import together
+
+        return together(self, facts, None, progress)
+
+    @final
+    def edit_stream(self, facts: Iterable[Fact], *, progress: Progress | None = None) -> Iterator[Edits]:
+        """Sequential editing: one fact after another on the same patch; yields the state after each."""
+        from ._training import together
+
+        before: Edits | None = None
+        for fact in facts:
+            before = together(self, [fact], before, progress)
+            yield before
+
+    @final
+    def fresh(self, seeds: Sequence[int]) -> Patch:
+        """:meth:`patch`, on the model's device and in float32 (float64 for a float64 model), ready for use."""
+        dtype = torch.promote_types(torch.float32, self.model.dtype)
+        return self.patch(seeds).to(self.model.device, dtype).eval()
+
+    @final
+    def seed_for(self, facts: Sequence[Fact]) -> int:
+        """The seed of the edit that carries these facts."""
+        return seed_of(self.seed, *(fact.case_id for fact in facts))
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Trained edits: a patch with the facts that each of its edits carries.
+
+    ``facts[e]`` are the facts of edit e: one each after :meth:`Editor.edit_each`, all in one after :meth:`Editor.edit`.
+    """
+
+    editor: Editor[Any]
+    patch: Patch
+    facts: tuple[tuple[Fact, ...], ...]
+    outcomes: tuple[Outcome, ...]
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def __getitem__(self, i: int) -> Edits:
+        return self.taken([range(len(self))[i]])
+
+    def on(self, rows: Sequence[int]) -> AbstractContextManager[None]:
+        """While open, row r of a batch is computed with edit ``rows[r]``; -1 is the unedited model."""
+        return self.patch.attached(self.editor.model, Rows(rows, len(self), self.editor.model.device))
+
+    def num_trainable_parameters(self) -> int:
+        """Trained numbers of one edit."""
+        return sum(t.numel() for t in self.patch.trained(0))
+
+    def nonzero_share(self, i: int) -> float:
+        """Share of edit i's trained numbers that are not zero."""
+        trained = self.patch.trained(i)
+        return sum(int(t.count_nonzero()) for t in trained) / sum(t.numel() for t in trained)
+
+    def merged(self, i: int) -> PreTrainedModel:
+        """A copy of the model with edit i in its weights."""
+        if not isinstance(self.patch, WeightPatch):
+            raise TypeError(f"{self.editor.name()} is no change of weights and cannot be merged; use `edits.on([...])`")
+        model = copy.deepcopy(self.editor.model)
+        with torch.no_grad():
+            for name, delta in self.patch.delta_weights(i).items():
+                module, _, leaf = name.rpartition(".")
+                weight = model.get_parameter(name)
+                turn = leaf == "weight" and transposed(model.get_submodule(module))
+                weight.add_((delta.T if turn else delta).to(weight.dtype))
+        return model
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``edits.safetensors`` and ``edits.json`` (facts, hyper-parameters, identity of the model)."""
+        from ._saving import save
+
+        save(self, Path(folder))
+
+    @staticmethod
+    def load(folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Edits:
+        """Read what :meth:`save` wrote. Another model than the one the edits were trained on is refused."""
+        from ._saving import load
+
+        return load(Path(folder), model, tokenizer)
+
+    @staticmethod
+    def concatenated(parts: Sequence[Edits]) -> Edits:
+        """The edits of all parts, in order."""
+        return Edits(
+            parts[0].editor,
+            Patch.concatenated([part.patch for part in parts]),
+            tuple(facts for part in parts for facts in part.facts),
+            tuple(outcome for part in parts for outcome in part.outcomes),
+        )
+
+    def taken(self, edits: Sequence[int]) -> Edits:
+        """These edits, in this order."""
+        return Edits(
+            self.editor,
+            self.patch.take(edits),
+            tuple(self.facts[e] for e in edits),
+            tuple(self.outcomes[e] for e in edits),
+        )

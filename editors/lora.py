@@ -1,0 +1,74 @@
+r"""LoRA (Hu et al., 2021, https://arxiv.org/abs/2106.09685): a low-rank change of chosen linear maps.
+
+.. math::  y = W x + \tfrac{\alpha}{r} B A x, \qquad A \in R^{r \times I},\ B \in R^{O \times r}
+
+A starts uniform in :math:`\pm I^{-1/2}` (as PEFT's), B at zero, so a fresh patch changes nothing.
+Trained numbers of an edit: r (I + O) at each site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ._branches import Branch, SitePatch
+from ._random import PerEdit, dropout, mixed
+from ._rows import Rows
+from ._sites import sites
+from .base import Editor, SiteHparams, WeightPatch
+
+
+class LoRAHparams(SiteHparams):
+    rank: int = Field(gt=0, description="Rank r of the change at each site")
+    alpha: float = Field(gt=0, description="The change is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the branch's input while training")
+
+
+class LowRank(Branch):
+    """(alpha / r) B A x beside W x, with the paper's names: ``a`` is A, ``b`` is B."""
+
+    def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float, place: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(a), nn.Parameter(b)  # (E, r, I), (E, O, r)
+        self.scale, self.dropout, self.place = scale, dropout, place
+
+    def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+        if self.training and self.dropout:
+            assert rows.keys is not None
+            x = dropout(x, self.dropout, mixed(rows.keys + self.place))
+        return torch.add(y, rows.linear(rows.linear(x, self.a), self.b), alpha=self.scale)
+
+    def delta(self, edit: int) -> Tensor:
+        """(O, I), what edit ``edit`` adds to W."""
+        return self.scale * self.b[edit] @ self.a[edit]
+
+
+class LowRankPatch(SitePatch[LowRank], WeightPatch):
+    """A pair of factors at each site."""
+
+    def delta_weights(self, edit: int) -> dict[str, Tensor]:
+        return {f"{site.name}.weight": branch.delta(edit) for site, branch in self.items()}
+
+
+def low_rank_patch(
+    model: nn.Module, h: LoRAHparams, seeds: Sequence[int], branch: Callable[..., LowRank] = LowRank
+) -> LowRankPatch:
+    """Fresh factors at every site of ``h``, A drawn per edit and B zero."""
+    draw, places = PerEdit(seeds), sites(model, h.sites, h.layers)
+    a = [draw.uniform((h.rank, site.inputs), site.inputs**-0.5) for site in places]
+    b = [torch.zeros(len(seeds), site.outputs, h.rank) for site in places]
+    return LowRankPatch(
+        seeds, places, [branch(a[i], b[i], h.alpha / h.rank, h.dropout, i) for i in range(len(places))]
+    )
+
+
+class LoRA(Editor[LoRAHparams]):
+    """Low-rank adaptation of linear maps, one pair of factors for each edit."""
+
+    Hparams = LoRAHparams
+
+    def patch(self, seeds: Sequence[int]) -> LowRankPatch:
+        return low_rank_patch(self.model, self.hparams, seeds)

@@ -1,0 +1,117 @@
+r"""RoseLoRA (Wang et al., 2024, https://arxiv.org/abs/2406.10777): LoRA with row-wise sparse A, column-wise sparse B.
+
+.. math::
+    I_t &= |w_t \, \partial L / \partial w_t|, \qquad
+    \bar I_t = \beta \bar I_{t-1} + (1 - \beta) I_t \\
+    \tau_t &= 1 \ (t \le t_i), \qquad
+    \tau + (1 - \tau) \left(1 - \tfrac{t - t_i}{t_f - t_i}\right)^3 \ (t_i < t < t_f), \qquad
+    \tau \ (t \ge t_f)
+
+After step t, each row of A keeps its :math:`\lceil \tau_t I \rceil` entries of largest :math:`\bar I_t`, each column of
+B its :math:`\lceil \tau_t O \rceil`; the others become zero. Of equal entries those with the lower index are kept. With
+share tau kept, at least :math:`1 - r \tau^2` of B A is zero, so an edit touches few weights.
+
+Trained numbers of an edit: r (I + O) at each site, of which the share tau is left. An edit stops early only from t_f on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from .base import Editor
+from .lora import LoRAHparams, LowRank, LowRankPatch, low_rank_patch
+
+
+class RoseLoRAHparams(LoRAHparams):
+    tau: float = Field(gt=0, le=1, description="Share of each row of A and column of B that is left in the end")
+    beta: float = Field(ge=0, lt=1, description="Smoothing of the sensitivity over steps")
+    t_i: float = Field(0.1, ge=0, le=1, description="Pruning begins after this share of the steps")
+    t_f: float = Field(0.8, ge=0, le=1, description="The share tau is reached after this share of the steps")
+    sensitivity: Literal["before_step", "after_step"] = Field(
+        "before_step", description="Weights that the sensitivity is taken of; the published EasyEdit port: after_step"
+    )
+    max_abs: float | None = Field(
+        None, gt=0, description="Clamp A and B to this once pruning is on (3e-3 in the authors' code); null: no clamp"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> RoseLoRAHparams:
+        if self.t_i > self.t_f:
+            raise ValueError(f"t_i ({self.t_i}) comes after t_f ({self.t_f})")
+        return self
+
+    def kept(self, step: int) -> float:
+        """tau_t after ``step`` steps."""
+        first, last = round(self.t_i * self.steps), round(self.t_f * self.steps)
+        if step >= last:
+            return self.tau
+        if step <= first:
+            return 1.0
+        return self.tau + (1 - self.tau) * (1 - (step - first) / (last - first)) ** 3
+
+
+class SparseLowRank(LowRank):
+    """A LoRA branch that prunes its factors by sensitivity after each step."""
+
+    a_sensitivity: Tensor  # as A; empty until the first step
+    b_sensitivity: Tensor  # as B
+
+    def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float, place: int, *, h: RoseLoRAHparams) -> None:
+        super().__init__(a, b, scale, dropout, place)
+        self.h = h
+        for name in ("a_sensitivity", "b_sensitivity"):
+            self.register_buffer(name, a.new_zeros(len(a), 0), persistent=False)
+
+    def before_step(self, steps: Tensor) -> None:
+        if self.h.sensitivity == "before_step":
+            self._observe()
+
+    def after_step(self, steps: Tensor) -> None:
+        if self.h.sensitivity == "after_step":
+            self._observe()
+        share = [self.h.kept(step) for step in steps.tolist()]
+        if min(share) == 1:
+            return
+        self.a.mul_(_largest(self.a_sensitivity, share))
+        self.b.mul_(_largest(self.b_sensitivity.mT, share).mT)
+        if self.h.max_abs is not None:
+            self.a.clamp_(-self.h.max_abs, self.h.max_abs)
+            self.b.clamp_(-self.h.max_abs, self.h.max_abs)
+
+    def _observe(self) -> None:
+        self.a_sensitivity = self._smoothed(self.a_sensitivity, self.a)
+        self.b_sensitivity = self._smoothed(self.b_sensitivity, self.b)
+
+    def _smoothed(self, before: Tensor, w: Tensor) -> Tensor:
+        now = (w * w.grad).abs_()
+        return now.mul_(1 - self.h.beta).add_(before, alpha=self.h.beta) if before.numel() else now.mul_(1 - self.h.beta)
+
+
+def _largest(score: Tensor, share: Sequence[float]) -> Tensor:
+    """(E, G, n) -> bool: exactly ceil(share[e] n) entries of each of edit e's rows, ties going to the lower index."""
+    n = score.shape[-1]
+    # Rounded first: 0.07 * 100 is 7.000000000000001.
+    keep = torch.tensor([math.ceil(round(s * n, 9)) for s in share], device=score.device).view(-1, 1, 1)
+    top = score.topk(int(keep.max()), dim=-1).values
+    least = top.gather(-1, (keep - 1).expand(*score.shape[:2], 1))
+    above, tied = score > least, score == least
+    return above | (tied & (tied.cumsum(-1) <= keep - above.sum(-1, keepdim=True)))
+
+
+class RoseLoRA(Editor[RoseLoRAHparams]):
+    """Row- and column-wise sparse LoRA."""
+
+    Hparams = RoseLoRAHparams
+
+    def patch(self, seeds: Sequence[int]) -> LowRankPatch:
+        return low_rank_patch(self.model, self.hparams, seeds, partial(SparseLowRank, h=self.hparams))
+
+    def may_stop(self, steps: Tensor) -> Tensor:
+        return steps >= round(self.hparams.t_f * self.hparams.steps)

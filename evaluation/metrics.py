@@ -1,0 +1,447 @@
+"""From what was observed to numbers: pure functions :class:`~.scores.FactScores` -> :class:`Summary`.
+
+Every metric is a mean over facts of one number per fact, times 100 as the field prints it, and higher is better for
+all of them. Within a fact, probes are averaged by group, then over groups; a fact without such probes does not count.
+Each is given for the edited model and, where that means something, for the unedited one beside it.
+
+=====================  =============  =====================================================================
+name                   mode           per probe
+=====================  =============  =====================================================================
+edit_success           token_em       :func:`token_em` of ``target_new`` after the edited prompt
+generalization         token_em       the same after each rephrased prompt
+portability            token_em       the same for the answers of each portability probe
+locality               token_em       :func:`unchanged`: the edited model's argmax against the unedited one's
+locality_truth         token_em       :func:`token_em` of each locality probe's true answers
+strict_*               strict         :func:`strict`, :func:`strict_unchanged`: all of an answer's tokens at once
+generation_*           generation     :func:`generated`, :func:`generated_unchanged`: what a reader would see
+probability_*          probabilities  :func:`preferred`: the right answer is likelier than its rival
+margin_*               probabilities  :func:`margin`: by how much
+fluency                fluency        :func:`ngram_entropy` of sampled text
+=====================  =============  =====================================================================
+
+``token_em`` and ``fluency`` are EasyEdit's metrics (zjunlp/EasyEdit, ``evaluate/evaluate_utils.py``), the
+``probabilities`` are ROME's (arXiv 2202.05262; kmeng01/rome, ``experiments/summarize.py``), ``generation`` compares
+as SQuAD does (arXiv 1606.05250). Unlike there, a NaN never leaves a mean in silence: its case is a :class:`Failure`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import fmean
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from .scores import AnswerScore, FactScores, Kind, ProbeScores, Seen
+
+if TYPE_CHECKING:
+    from nltk.tokenize import NLTKWordTokenizer
+    from nltk.tokenize.punkt import PunktSentenceTokenizer
+
+Mode = Literal["token_em", "strict", "generation", "probabilities", "fluency"]
+Direction = Literal["higher", "lower"]
+
+RESAMPLES = 1000
+PICKS_AT_ONCE = 1_000_000  # bounds the bootstrap's memory to some ten megabytes, however many facts there are
+
+
+# One probe through one model
+
+
+def token_em(probe: ProbeScores, seen: Seen) -> float:
+    """Share of the answer's tokens that are the argmax with the answer teacher-forced; the best of several aliases.
+
+    Higher is better. Source: EasyEdit, ``test_prediction_acc``.
+    """
+    return max(fmean(answer.correct) for answer in seen.answers)
+
+
+def unchanged(probe: ProbeScores, seen: Seen) -> float:
+    """Share of the answer's positions where the edited model's argmax is the unedited model's, right or wrong.
+
+    Higher is better. Source: EasyEdit, ``test_prediction_acc(locality=True)`` before and after the edit.
+    """
+    return fmean(probe.same)
+
+
+def strict(probe: ProbeScores, seen: Seen) -> float:
+    """1 if all tokens of some accepted answer are the argmax at once. Higher is better; never above ``token_em``."""
+    return float(any(all(answer.correct) for answer in seen.answers))
+
+
+def strict_unchanged(probe: ProbeScores, seen: Seen) -> float:
+    """1 if the argmax changed at none of the answer's positions. Higher is better; never above ``unchanged``."""
+    return float(all(probe.same))
+
+
+def generated(probe: ProbeScores, seen: Seen) -> float | None:
+    """1 if the greedy continuation equals an accepted answer after :func:`normalise`; None where none was made.
+
+    Higher is better. Source: SQuAD's exact match.
+    """
+    if seen.generated is None:
+        return None
+    return float(normalise(seen.generated) in map(normalise, probe.answers))
+
+
+def generated_unchanged(probe: ProbeScores, seen: Seen) -> float | None:
+    """1 if both models' greedy continuations are equal after :func:`normalise`. Higher is better."""
+    if probe.base.generated is None or probe.edited.generated is None:
+        return None
+    return float(normalise(probe.base.generated) == normalise(probe.edited.generated))
+
+
+def preferred(probe: ProbeScores, seen: Seen) -> float | None:
+    """1 if P(right) > P(rival): ``target_new`` over ``ground_truth`` on the prompt and its rephrasings, the true
+    answer over ``target_new`` on locality probes; None where the fact has no rival.
+
+    P is the geometric mean of the answer's token probabilities, exp(-mean NLL), so that a long answer can win against
+    a short one; the likeliest of several aliases counts. Higher is better. Source: ROME's efficacy, paraphrase and
+    neighborhood *score*.
+    """
+    if seen.contrast is None:
+        return None
+    return float(_best_log_prob(seen) > _token_log_prob(seen.contrast))
+
+
+def margin(probe: ProbeScores, seen: Seen) -> float | None:
+    """P(right) - P(rival), the P of :func:`preferred`, in -1 .. 1. Higher is better. Source: ROME's *magnitude*."""
+    if seen.contrast is None:
+        return None
+    return math.exp(_best_log_prob(seen)) - math.exp(_token_log_prob(seen.contrast))
+
+
+def _best_log_prob(seen: Seen) -> float:
+    return max(map(_token_log_prob, seen.answers))
+
+
+def _token_log_prob(answer: AnswerScore) -> float:
+    return answer.log_prob / len(answer.correct)
+
+
+# Text
+
+
+def normalise(text: str) -> str:
+    """SQuAD's normal form: lower case, no ASCII punctuation, no articles (a, an, the), single spaces.
+
+    A text made of articles keeps them, and one made of punctuation is only stripped, so that the answers "A" or "?"
+    do not equal silence.
+    """
+    bare = "".join(character for character in text.lower() if character not in string.punctuation)
+    kept = re.sub(r"\b(a|an|the)\b", " ", bare).split() or bare.split() or text.lower().split()
+    return " ".join(kept)
+
+
+def ngram_entropy(text: str) -> float:
+    """Fluency: mean of 2/3 H_2 and 4/3 H_3, where H_n = -sum p log2 p over the text's word n-grams, in bits.
+
+    Repetition lowers it; higher is better. A text of fewer than n words has H_n = 0. Source: EasyEdit and ROME,
+    ``compute_n_gram_entropy``.
+
+    Words are those of ``nltk.word_tokenize``, except that sentences are split by Punkt's rules without its trained
+    list of abbreviations, which would be a download: the period after "Dr." is then a word of its own.
+    """
+    words = _words(text)
+    return fmean([2 / 3 * _entropy(words, 2), 4 / 3 * _entropy(words, 3)])
+
+
+def _entropy(words: Sequence[str], n: int) -> float:
+    counts = Counter(zip(*(words[i:] for i in range(n)), strict=False))
+    total = counts.total()
+    return -sum(count / total * math.log2(count / total) for count in counts.values())
+
+
+def _words(text: str) -> list[str]:
+    sentences, words = _tokenizers()
+    return [word for sentence in sentences.tokenize(text) for word in words.tokenize(sentence)]
+
+
+@lru_cache(maxsize=1)
+def _tokenizers() -> tuple[PunktSentenceTokenizer, NLTKWordTokenizer]:
+    from nltk.tokenize import NLTKWordTokenizer  # takes a second to import, and only fluency needs it
+    from nltk.tokenize.punkt import PunktSentenceTokenizer
+
+    return PunktSentenceTokenizer(), NLTKWordTokenizer()
+
+
+# One fact
+
+
+class Value(NamedTuple):
+    """One fact's number, 0 .. 100 for a share, and how many probes (or texts) it was averaged from."""
+
+    mean: float
+    probes: int
+
+
+PerFact = Callable[[FactScores], tuple[Value | None, Value | None]]
+"""A fact's value with the edited and with the unedited model; None where it was not observed or means nothing."""
+
+
+def _averaged(kind: Kind, score: Callable[[ProbeScores, Seen], float | None], *, against_base: bool = False) -> PerFact:
+    """Mean of ``score`` over the fact's probes of one kind: within each group, then over groups.
+
+    A score ``against_base`` compares both models already, so the unedited one has none of its own.
+    """
+
+    def per_fact(fact: FactScores) -> tuple[Value | None, Value | None]:
+        probes = [probe for probe in fact.probes if probe.kind == kind]
+        edited = _group_mean((probe.group, score(probe, probe.edited)) for probe in probes)
+        base = None if against_base else _group_mean((probe.group, score(probe, probe.base)) for probe in probes)
+        return edited, base
+
+    return per_fact
+
+
+def _group_mean(scored: Iterable[tuple[str, float | None]]) -> Value | None:
+    groups = defaultdict(list)
+    for group, score in scored:
+        if score is not None:
+            groups[group].append(score)
+    if not groups:
+        return None
+    return Value(100 * fmean(map(fmean, groups.values())), sum(map(len, groups.values())))
+
+
+def _fluency(fact: FactScores) -> tuple[Value | None, Value | None]:
+    edited, base = (
+        None if text is None else Value(100 * ngram_entropy(text), 1) for text in (fact.edited_text, fact.base_text)
+    )
+    return edited, base
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of every report."""
+
+    name: str
+    label: str
+    mode: Mode
+    per_fact: PerFact
+    better: Direction = "higher"
+
+
+METRICS = (
+    Metric("edit_success", "edit success", "token_em", _averaged("rewrite", token_em)),
+    Metric("generalization", "generalization", "token_em", _averaged("rephrase", token_em)),
+    Metric("portability", "portability", "token_em", _averaged("portability", token_em)),
+    Metric("locality", "locality", "token_em", _averaged("locality", unchanged, against_base=True)),
+    Metric("locality_truth", "locality (truth)", "token_em", _averaged("locality", token_em)),
+    Metric("strict_edit_success", "edit success", "strict", _averaged("rewrite", strict)),
+    Metric("strict_generalization", "generalization", "strict", _averaged("rephrase", strict)),
+    Metric("strict_portability", "portability", "strict", _averaged("portability", strict)),
+    Metric("strict_locality", "locality", "strict", _averaged("locality", strict_unchanged, against_base=True)),
+    Metric("generation_edit_success", "edit success", "generation", _averaged("rewrite", generated)),
+    Metric("generation_generalization", "generalization", "generation", _averaged("rephrase", generated)),
+    Metric("generation_portability", "portability", "generation", _averaged("portability", generated)),
+    Metric(
+        "generation_locality",
+        "locality",
+        "generation",
+        _averaged("locality", generated_unchanged, against_base=True),
+    ),
+    Metric("probability_edit_success", "edit success", "probabilities", _averaged("rewrite", preferred)),
+    Metric("probability_generalization", "generalization", "probabilities", _averaged("rephrase", preferred)),
+    Metric("probability_locality", "locality", "probabilities", _averaged("locality", preferred)),
+    Metric("margin_edit_success", "edit success, margin", "probabilities", _averaged("rewrite", margin)),
+    Metric("margin_generalization", "generalization, margin", "probabilities", _averaged("rephrase", margin)),
+    Metric("margin_locality", "locality, margin", "probabilities", _averaged("locality", margin)),
+    Metric("fluency", "fluency", "fluency", _fluency),
+)
+
+
+# All facts
+
+
+class _Result(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Estimate(_Result):
+    """A mean over facts with its 95 % bootstrap interval (percentiles, facts resampled)."""
+
+    mean: float
+    low: float | None
+    """None, like ``high``, where there is only one fact: it says nothing about others."""
+    high: float | None
+    facts: int
+    probes: int
+    """Probes behind the mean, over all its facts; texts for fluency."""
+
+
+class Failure(_Result):
+    """A fact that counts in no mean, and why."""
+
+    case_id: str
+    message: str
+
+
+class MetricSummary(_Result):
+    label: str
+    mode: Mode
+    better: Direction
+    edited: Estimate
+    base: Estimate | None
+    """The unedited model's; None where the metric compares with it already."""
+
+
+class Summary(_Result):
+    """What ``summary.json`` says of a run's scores."""
+
+    facts: int
+    """All of them, the failed ones too."""
+    failed: tuple[Failure, ...]
+    steps: float | None
+    """Mean number of optimizer steps; None, like ``nonzero_share``, where every fact failed."""
+    nonzero_share: float | None
+    """Mean share of an edit's trained numbers that are not zero, 0 .. 1."""
+    metrics: dict[str, MetricSummary]
+    """By :attr:`Metric.name`, in the order of :data:`METRICS`; only those that were observed."""
+
+
+class PairedDifference(_Result):
+    label: str
+    mode: Mode
+    better: Direction
+    a: float
+    b: float
+    difference: float
+    """Mean of b - a over the pairs: above zero, b is higher."""
+    low: float | None
+    high: float | None
+    pairs: int
+
+
+class Comparison(_Result):
+    """Two runs on the same facts, case by case."""
+
+    common: int
+    """Cases that both runs have, the failed ones too."""
+    unpaired: int
+    """Cases that only one of them has."""
+    failed: tuple[Failure, ...]
+    """Common cases that failed in the first run, then those that failed in the second; they count for neither."""
+    metrics: dict[str, PairedDifference]
+
+
+def summarise(scores: Sequence[FactScores], *, seed: int = 0) -> Summary:
+    """All metrics that ``scores`` hold observations for, over the facts that did not fail."""
+    sound = [fact for fact in scores if failure(fact) is None]
+    metrics = {}
+    for metric in METRICS:
+        observed = [metric.per_fact(fact) for fact in sound]
+        edited = [value for value, _ in observed if value is not None]
+        base = [value for _, value in observed if value is not None]
+        if edited:
+            metrics[metric.name] = MetricSummary(
+                label=metric.label,
+                mode=metric.mode,
+                better=metric.better,
+                edited=_estimate(edited, seed),
+                base=_estimate(base, seed) if base else None,
+            )
+    return Summary(
+        facts=len(scores),
+        failed=tuple(_failures(scores)),
+        steps=fmean(fact.steps for fact in sound) if sound else None,
+        nonzero_share=fmean(fact.nonzero_share for fact in sound) if sound else None,
+        metrics=metrics,
+    )
+
+
+def compare(a: Sequence[FactScores], b: Sequence[FactScores], *, seed: int = 0) -> Comparison:
+    """Paired differences b - a of the edited models over the cases that both runs have; one that failed in either run
+    counts for neither.
+
+    Raises ValueError if a run holds a case twice.
+    """
+    first, second = _by_case(a), _by_case(b)
+    common = [case_id for case_id in first if case_id in second]
+    failed = (
+        *_failures((first[case_id] for case_id in common), "first run: "),
+        *_failures((second[case_id] for case_id in common), "second run: "),
+    )
+    out = {case.case_id for case in failed}
+    sound = [(first[case_id], second[case_id]) for case_id in common if case_id not in out]
+    metrics = {}
+    for metric in METRICS:
+        observed = [(metric.per_fact(x)[0], metric.per_fact(y)[0]) for x, y in sound]
+        pairs = [(x.mean, y.mean) for x, y in observed if x is not None and y is not None]
+        if pairs:
+            before, after = np.array(pairs).T
+            low, high = bootstrap_interval(after - before, seed)
+            metrics[metric.name] = PairedDifference(
+                label=metric.label,
+                mode=metric.mode,
+                better=metric.better,
+                a=float(before.mean()),
+                b=float(after.mean()),
+                difference=float((after - before).mean()),
+                low=low,
+                high=high,
+                pairs=len(pairs),
+            )
+    unpaired = len(first) + len(second) - 2 * len(common)
+    return Comparison(common=len(common), unpaired=unpaired, failed=failed, metrics=metrics)
+
+
+def failure(fact: FactScores) -> str | None:
+    """Why the fact counts in no mean: its own ``error``, or a number that is none; None if it does count."""
+    if fact.error is not None:
+        return fact.error
+    if math.isnan(fact.loss):
+        return "the training loss is NaN"
+    for probe in fact.probes:
+        for model, seen in (("unedited", probe.base), ("edited", probe.edited)):
+            for answer in (*seen.answers, *([seen.contrast] if seen.contrast else [])):
+                where = f"{probe.kind} probe {probe.prompt!r}, {model} model"
+                if not answer.correct:
+                    return f"an answer without tokens ({where})"
+                if math.isnan(answer.log_prob):
+                    return f"an answer's log-probability is NaN ({where})"
+    return None
+
+
+def bootstrap_interval(values: np.ndarray, seed: int) -> tuple[float, float] | tuple[None, None]:
+    """2.5th and 97.5th percentile of the mean of ``values`` (N,) over resamples; None for a single value.
+
+    The same seed and number of values draw the same resamples, whatever the metric.
+    """
+    n = len(values)
+    if n < 2:
+        return None, None
+    rng = np.random.default_rng(seed)
+    at_once = max(1, PICKS_AT_ONCE // n)
+    sizes = (min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once))
+    means = np.concatenate([values[rng.integers(n, size=(size, n))].mean(axis=1) for size in sizes])
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _estimate(values: Sequence[Value], seed: int) -> Estimate:
+    means = np.array([value.mean for value in values])
+    low, high = bootstrap_interval(means, seed)
+    return Estimate(
+        mean=float(means.mean()), low=low, high=high, facts=len(values), probes=sum(v.probes for v in values)
+    )
+
+
+def _failures(scores: Iterable[FactScores], prefix: str = "") -> Iterator[Failure]:
+    for fact in scores:
+        if (message := failure(fact)) is not None:
+            yield Failure(case_id=fact.case_id, message=prefix + message)
+
+
+def _by_case(scores: Sequence[FactScores]) -> dict[str, FactScores]:
+    twice = [case_id for case_id, count in Counter(fact.case_id for fact in scores).items() if count > 1]
+    if twice:
+        raise ValueError(f"runs are compared case by case, but these cases stand twice in one run: {', '.join(twice)}")
+    return {fact.case_id: fact for fact in scores}

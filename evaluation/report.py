@@ -1,0 +1,239 @@
+"""Summaries for people: a table for the terminal, Markdown for documents, a plot that sets editors side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from .metrics import Comparison, Direction, Estimate, Failure, PairedDifference, Summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ARROWS: dict[Direction, str] = {"higher": "↑", "lower": "↓"}
+NUMBERS = ("unedited", "edited", "95 % interval", "facts / probes")
+NOTHING = "–"
+FAILURES_SHOWN = 10
+# Okabe and Ito's palette, told apart by colour-blind readers too; its yellow is too pale on white for text.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+
+
+def table(summary: Summary, *, title: str | None = None) -> Table:
+    """A run's metrics by mode, unedited beside edited, for the terminal; failed facts are listed below."""
+    return _grid(title, NUMBERS, _rows(summary), [*_run_lines(summary), *_failed_lines(summary.failed)])
+
+
+def comparison_table(
+    comparison: Comparison, *, names: tuple[str, str] = ("first", "second"), title: str | None = None
+) -> Table:
+    """Two runs pair by pair: second minus first, green where it is better and red where it is worse, both only where
+    the 95 % interval of the difference leaves out zero."""
+    rows = [
+        (
+            metric.mode,
+            f"{metric.label} {ARROWS[metric.better]}",
+            _number(metric.a),
+            _number(metric.b),
+            Text(_number(metric.difference, "+.1f"), style=_verdict(metric)),
+            _interval(metric.low, metric.high, "+.1f"),
+            str(metric.pairs),
+        )
+        for metric in comparison.metrics.values()
+    ]
+    counts = f"Cases in both runs: {comparison.common}; in one only: {comparison.unpaired}"
+    headings = (*names, "difference", "95 % interval", "pairs")
+    return _grid(title, headings, rows, [counts, *_failed_lines(comparison.failed)])
+
+
+def markdown(summary: Summary) -> str:
+    """The same as :func:`table` as a Markdown table, with what stands below it as paragraphs."""
+    rows = [("mode", "metric", *NUMBERS), ("---", "---", *["---:"] * len(NUMBERS)), *_rows(summary)]
+    parts = [
+        [f"| {' | '.join(row)} |" for row in rows],
+        _run_lines(summary),
+        [" ".join(line.split()) for line in _failed_lines(summary.failed, indent="- ")],
+    ]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
+
+
+def plot_locality_success(summaries: Mapping[str, Summary], path: str | os.PathLike[str]) -> None:
+    """Locality against edit success, one point per editor, beside portability as bars; all ``token_em``.
+
+    Lines through points and bars are 95 % intervals, black ticks the unedited model. The suffix of ``path`` chooses
+    the format (png, svg, pdf).
+
+    Raises ValueError naming the summaries that lack edit success or locality.
+    """
+    lacking = [
+        name for name, summary in summaries.items() if not {"edit_success", "locality"} <= summary.metrics.keys()
+    ]
+    if lacking or not summaries:
+        raise ValueError(f"nothing to plot: no edit success or locality in {', '.join(lacking) or 'no summaries'}")
+
+    from matplotlib.figure import Figure  # slow to import, and only this needs it
+
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(summaries)}
+    figure = Figure(figsize=(10, 4.4), layout="constrained", dpi=150)
+    scatter, bars = figure.subplots(1, 2, width_ratios=(3, 2))
+    _scatter(scatter, summaries, colours)
+    _bars(bars, summaries, colours)
+    for axes in (scatter, bars):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_axisbelow(True)
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(unfinished, format=path.suffix.removeprefix(".") or "png")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+# Rows and lines
+
+
+def _rows(summary: Summary) -> list[tuple[str, ...]]:
+    return [
+        (
+            metric.mode,
+            f"{metric.label} {ARROWS[metric.better]}",
+            _number(metric.base.mean) if metric.base else NOTHING,
+            _number(metric.edited.mean),
+            _interval(metric.edited.low, metric.edited.high),
+            f"{metric.edited.facts} / {metric.edited.probes}",
+        )
+        for metric in summary.metrics.values()
+    ]
+
+
+def _grid(
+    title: str | None, headings: Sequence[str], rows: Sequence[Sequence[str | Text]], below: Sequence[str]
+) -> Table:
+    grid = Table(title=title, caption=Text("\n".join(below)), title_justify="left", caption_justify="left")
+    grid.add_column("mode", style="dim")
+    grid.add_column("metric")
+    for heading in headings:
+        grid.add_column(Text(heading), justify="right", no_wrap=True)
+    for _, section in groupby(rows, key=itemgetter(0)):
+        for i, (mode, *cells) in enumerate(section):
+            grid.add_row(mode if i == 0 else "", *cells)
+        grid.add_section()
+    return grid
+
+
+def _interval(low: float | None, high: float | None, form: str = ".1f") -> str:
+    return NOTHING if low is None or high is None else f"{_number(low, form)} … {_number(high, form)}"
+
+
+def _number(value: float, form: str = ".1f") -> str:
+    return format(round(value, 1) + 0.0, form)  # + 0.0: no "-0.0"
+
+
+def _verdict(metric: PairedDifference) -> str:
+    if metric.low is None or metric.high is None or metric.low <= 0 <= metric.high:
+        return ""
+    return "green" if (metric.difference > 0) == (metric.better == "higher") else "red"
+
+
+def _run_lines(summary: Summary) -> list[str]:
+    if summary.steps is None or summary.nonzero_share is None:
+        return []
+    return [
+        f"Per edit, on average: {summary.steps:.1f} steps, {100 * summary.nonzero_share:.1f} % of its numbers not zero."
+    ]
+
+
+def _failed_lines(failed: Sequence[Failure], indent: str = "  ") -> list[str]:
+    if not failed:
+        return []
+    rest = len(failed) - FAILURES_SHOWN
+    return [
+        f"Failed, and counted in no mean: {len(failed)}",
+        *(f"{indent}{case.case_id}: {case.message}" for case in failed[:FAILURES_SHOWN]),
+        *([f"{indent}and {rest} more"] if rest > 0 else []),
+    ]
+
+
+# Plot
+
+
+def _scatter(axes: Axes, summaries: Mapping[str, Summary], colours: Mapping[str, str]) -> None:
+    points = {name: (s.metrics["edit_success"].edited, s.metrics["locality"].edited) for name, s in summaries.items()}
+    for name, (success, locality) in points.items():
+        axes.errorbar(
+            success.mean,
+            locality.mean,
+            xerr=_error(success),
+            yerr=_error(locality),
+            fmt="o",
+            markersize=8,
+            elinewidth=1.2,
+            color=colours[name],
+            alpha=0.9,
+        )
+    ends = {name: _ends(success) for name, (success, _) in points.items()}
+    left = max(-3, min(80, *(low for low, _ in ends.values())) - 5)
+    width = 103 - left
+    axes.set_xlim(left, 103)
+    axes.set_ylim(-3, 103)
+    for side in (-1, 1):  # names stand on the side where there is room, and share a side without touching
+        names = [name for name, (success, _) in points.items() if (success.mean < left + width / 2) == (side > 0)]
+        names.sort(key=lambda name: points[name][1].mean)
+        heights = _spread([points[name][1].mean for name in names], gap=6, ceiling=100)
+        for name, height in zip(names, heights, strict=True):
+            x = ends[name][1] + 0.02 * width if side > 0 else ends[name][0] - 0.02 * width
+            ha = "left" if side > 0 else "right"
+            axes.text(x, height, name, ha=ha, va="center", color=colours[name], fontweight="bold")
+    axes.set_xlabel("edit success (token_em, %) →")
+    axes.set_ylabel("locality (token_em, %) →")
+    axes.set_title("Locality against edit success", loc="left")
+    axes.grid(alpha=0.25)
+
+
+def _bars(axes: Axes, summaries: Mapping[str, Summary], colours: Mapping[str, str]) -> None:
+    for place, (name, summary) in enumerate(summaries.items()):
+        if (metric := summary.metrics.get("portability")) is None:
+            axes.text(0, place, " no portability probes", va="center", color="#777777")
+            continue
+        mean, error = metric.edited.mean, _error(metric.edited)
+        axes.barh(place, mean, height=0.6, xerr=error, color=colours[name], ecolor="#333333", error_kw={"lw": 1.2})
+        if metric.base:
+            axes.plot([metric.base.mean] * 2, [place - 0.38, place + 0.38], color="black", linewidth=2)
+    axes.set_yticks(range(len(summaries)), list(summaries))
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("portability (token_em, %) →")
+    axes.set_title("Portability (tick: unedited)", loc="left")
+    axes.grid(axis="x", alpha=0.25)
+
+
+def _ends(estimate: Estimate) -> tuple[float, float]:
+    """The interval widened to hold the mean, which percentiles need not do; of no width where there is none."""
+    bounds = [bound for bound in (estimate.low, estimate.mean, estimate.high) if bound is not None]
+    return min(bounds), max(bounds)
+
+
+def _error(estimate: Estimate) -> list[list[float]]:
+    """:func:`_ends` as matplotlib wants it: (2, 1) distances below and above the mean."""
+    low, high = _ends(estimate)
+    return [[estimate.mean - low], [high - estimate.mean]]
+
+
+def _spread(heights: Sequence[float], *, gap: float, ceiling: float) -> list[float]:
+    """Ascending heights moved apart, up first, until neighbours are ``gap`` apart and none is above the ceiling."""
+    up: list[float] = []
+    for height in heights:
+        up.append(max(height, up[-1] + gap if up else height))
+    down: list[float] = []
+    for height in reversed(up):
+        down.append(min(height, down[-1] - gap if down else ceiling))
+    return down[::-1]

@@ -1,0 +1,73 @@
+"""What an evaluation observed, fact by fact: the only thing that metrics see.
+
+A :class:`FactScores` is one line of ``results.jsonl``. Nothing here is averaged yet, so every metric can be
+recomputed, and two runs compared pair by pair, from the files alone.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Kind = Literal["rewrite", "rephrase", "locality", "portability"]
+
+
+class _Record(BaseModel):
+    # The loss of a failed edit is NaN; JSON's null could not be read back.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class AnswerScore(_Record):
+    """One answer to one prompt, teacher-forced on ``prompt + " " + answer`` through one model."""
+
+    correct: tuple[bool, ...]
+    """Per answer token: is it the model's argmax?"""
+    log_prob: float
+    """Sum over the answer's tokens of log P(token | what stands before it), in nats."""
+
+
+class Seen(_Record):
+    """What one model (unedited or edited) did with one probe."""
+
+    answers: tuple[AnswerScore, ...]
+    """One score per accepted answer of the probe, in the probe's order."""
+    contrast: AnswerScore | None = None
+    """The competing answer: ``ground_truth`` for rewrite and rephrase, ``target_new`` for locality. Only with
+    ``probabilities``, and only where the fact has one that differs from the accepted answer."""
+    generated: str | None = None
+    """Greedy continuation of the prompt up to a natural stop. Only with ``generation``."""
+
+
+class ProbeScores(_Record):
+    """One probe through the unedited and the edited model."""
+
+    kind: Kind
+    group: str
+    """KnowEdit's name for the sort of probe ("Relation_Specificity"); equal to ``kind`` where there is none."""
+    prompt: str
+    answers: tuple[str, ...]
+    base: Seen
+    edited: Seen
+    same: tuple[bool, ...]
+    """Per token of the *first* answer: is the edited model's argmax the unedited model's?"""
+
+
+class FactScores(_Record):
+    """All probes of one edited fact, and how the edit went."""
+
+    case_id: str
+    prompt: str
+    target_new: str
+    probes: tuple[ProbeScores, ...]
+    base_text: str | None = None
+    """100 tokens sampled after the prompt by the unedited model (without the prompt); None without fluency."""
+    edited_text: str | None = None
+    steps: int
+    """Optimizer steps the edit took."""
+    loss: float
+    """The edit's last training loss."""
+    nonzero_share: float
+    """Share of the edit's trained numbers that are not zero."""
+    error: str | None = None
+    """Why this fact could not be edited or scored; its probes are then empty and it counts in no mean."""

@@ -1,0 +1,287 @@
+"""All probes of all edits through the unedited and the edited model, in batched passes.
+
+Shapes: R rows of a batch, T tokens, N predictions of all rows, V vocabulary.
+
+Every probe is run teacher-forced on ``prompt + " " + answer``, padded on the right, each row with its own edit. Blocks
+below the first edited one are computed once for both models. Texts are generated with the key-value cache, the
+unedited and the edited model's side by side. The model is in eval mode throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..data.facts import Fact
+from ..editors import Edits
+from ..editors._encoding import Batch, Encoded, EncodingError
+from ..editors._forward import frozen, kept, logits_at, replayed
+from ..editors._generation import Attach, TopK, continuations, greedy
+from ..editors._random import seed_of
+from ..editors.base import Progress
+from .scores import AnswerScore, FactScores, Kind, ProbeScores, Seen
+
+_T = TypeVar("_T")
+Mode = Literal["token_em", "generation", "probabilities"]
+
+# Tokens of one forward pass and rows of one generation: enough to keep the device busy.
+_TOKENS = {"cpu": 4096, "cuda": 1 << 16, "mps": 8192}
+_ROWS = {"cpu": 128, "cuda": 2048, "mps": 128}
+_FLUENCY_TOKENS = 100
+_ANSWER_TOKENS = 32
+
+
+def evaluate(
+    edits: Edits,
+    *,
+    modes: Collection[Mode] = ("token_em",),
+    fluency: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[FactScores]:
+    """Score every fact of every edit, in order. ``seed`` is for the sampled texts of ``fluency``."""
+    jobs = [Job(edits, e, fact, "probabilities" in modes) for e, facts in enumerate(edits.facts) for fact in facts]
+    good = [job for job in jobs if not job.error]
+    told = progress or (lambda phase, share: None)
+    with frozen(edits.editor.model), torch.no_grad():
+        _teacher_force(edits, good, lambda share: told("scoring", share))
+        if "generation" in modes:
+            _generate(edits, good, lambda share: told("generating answers", share))
+        if fluency:
+            _write(edits, good, seed, lambda share: told("generating texts", share))
+    return [job.scores() for job in jobs]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What one model did with one teacher-forced row."""
+
+    argmax: tuple[int, ...]
+    log_prob: float
+
+
+class Job:
+    """One fact under one edit: its probes, and what has been seen of them so far."""
+
+    def __init__(self, edits: Edits, edit: int, fact: Fact, probabilities: bool) -> None:
+        self.edits, self.edit, self.fact = edits, edit, fact
+        self.error = edits.outcomes[edit].error
+        self.probes = list(_probes(fact, probabilities))
+        self.rows: dict[tuple[str, str], Encoded] = {}
+        self.passes: dict[tuple[str, str], tuple[_Pass, _Pass]] = {}  # unedited, edited
+        self.answers: dict[str, tuple[str, str]] = {}
+        self.texts: tuple[str, str] | None = None
+        try:
+            for probe in self.probes:
+                for answer in (*probe.answers, *probe.contrasts):
+                    self.rows[probe.prompt, answer] = edits.editor.encoder.answered(probe.prompt, answer)
+        except EncodingError as error:
+            self.error = self.error or str(error)
+
+    def scores(self) -> FactScores:
+        outcome = self.edits.outcomes[self.edit]
+        error = self.error
+        if not all(math.isfinite(p.log_prob) for both in self.passes.values() for p in both):
+            error = "the model's outputs are not finite numbers"
+        base_text, edited_text = self.texts if self.texts and not error else (None, None)
+        return FactScores(
+            case_id=self.fact.case_id,
+            prompt=self.fact.prompt,
+            target_new=self.fact.target_new,
+            probes=() if error else tuple(self._probe_scores(probe) for probe in self.probes),
+            base_text=base_text,
+            edited_text=edited_text,
+            steps=outcome.steps,
+            loss=outcome.loss,
+            nonzero_share=self.edits.nonzero_share(self.edit),
+            error=error,
+        )
+
+    def _probe_scores(self, probe: _Probe) -> ProbeScores:
+        base, edited = (self._seen(probe, model) for model in (0, 1))
+        first = self.passes[probe.prompt, probe.answers[0]]
+        same = tuple(a == b for a, b in zip(first[0].argmax, first[1].argmax, strict=True))
+        return ProbeScores(
+            kind=probe.kind, group=probe.group, prompt=probe.prompt, answers=probe.answers, base=base, edited=edited, same=same
+        )
+
+    def _seen(self, probe: _Probe, model: int) -> Seen:
+        def score(answer: str) -> AnswerScore:
+            seen, wanted = self.passes[probe.prompt, answer][model], self.rows[probe.prompt, answer].wanted
+            return AnswerScore(
+                correct=tuple(a == b for a, b in zip(seen.argmax, wanted, strict=True)), log_prob=seen.log_prob
+            )
+
+        return Seen(
+            answers=tuple(map(score, probe.answers)),
+            contrast=score(probe.contrasts[0]) if probe.contrasts else None,
+            generated=self.answers[probe.prompt][model] if self.answers else None,
+        )
+
+
+@dataclass(frozen=True)
+class _Probe:
+    kind: Kind
+    group: str
+    prompt: str
+    answers: tuple[str, ...]
+    contrasts: tuple[str, ...]  # none or one
+
+
+def _probes(fact: Fact, probabilities: bool) -> Iterator[_Probe]:
+    """The fact's own prompt and rephrasings ask for the new answer; every other probe has its own."""
+    old = tuple(a for a in fact.ground_truth[:1] if probabilities and a != fact.target_new)
+    yield _Probe("rewrite", "rewrite", fact.prompt, (fact.target_new,), old)
+    for prompt in fact.rephrase_prompts:
+        yield _Probe("rephrase", "rephrase", prompt, (fact.target_new,), old)
+    for group, probes in fact.locality.items():
+        for probe in probes:
+            new = (fact.target_new,) if probabilities and fact.target_new not in probe.answers else ()
+            yield _Probe("locality", group, probe.prompt, probe.answers, new)
+    for group, probes in fact.portability.items():
+        for probe in probes:
+            yield _Probe("portability", group, probe.prompt, probe.answers, ())
+
+
+def _teacher_force(edits: Edits, jobs: Sequence[Job], progress: Callable[[float], None]) -> None:
+    rows = sorted(((job, key) for job in jobs for key in job.rows), key=lambda row: len(row[0].rows[row[1]].ids))
+    done = 0
+    for chunk in _chunks(rows, [len(job.rows[key].ids) for job, key in rows], _TOKENS[edits.editor.model.device.type]):
+        passes = _both_passes(edits, [job.edit for job, _ in chunk], [job.rows[key] for job, key in chunk])
+        for (job, key), both in zip(chunk, passes, strict=True):
+            job.passes[key] = both
+        progress((done := done + len(chunk)) / len(rows))
+
+
+def _both_passes(edits: Edits, owners: Sequence[int], rows: Sequence[Encoded]) -> list[tuple[_Pass, _Pass]]:
+    model, first = edits.editor.model, edits.patch.first_layer
+    batch = Batch.of(rows, model.device)
+    with kept(model, first) as hidden:
+        base = _passes(logits_at(model, batch.ids, batch.at), batch)
+    with edits.on(owners), replayed(model, first, hidden[0]) if first else nullcontext():
+        edited = _passes(logits_at(model, batch.ids, batch.at), batch)
+    return list(zip(base, edited, strict=True))
+
+
+def _passes(logits: Tensor, batch: Batch) -> list[_Pass]:
+    """(N, V) -> one result for each row."""
+    logits = logits.to(torch.promote_types(torch.float32, logits.dtype))
+    log_prob = logits.gather(-1, batch.labels[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    sums = batch.table(log_prob).sum(1).tolist()
+    argmax = iter(logits.argmax(-1).tolist())
+    return [_Pass(tuple(next(argmax) for _ in range(n)), total) for n, total in zip(batch.table.counts.tolist(), sums, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A prompt to be continued under a job's edit."""
+
+    job: Job
+    prompt: str
+    full_stops: int = 0
+    """How many full stops an accepted answer holds ("St. Louis"): the text is read on past as many."""
+
+
+def _generate(edits: Edits, jobs: Sequence[Job], progress: Callable[[float], None]) -> None:
+    """Greedy answers, as a person would see them: up to a full stop, line end or end of text."""
+    requests = []
+    for job in jobs:
+        held: dict[str, int] = {}
+        for probe in job.probes:
+            held[probe.prompt] = max(held.get(probe.prompt, 0), *(answer.count(".") for answer in probe.answers))
+        requests += [_Request(job, prompt, n) for prompt, n in held.items()]
+    ends, full_stops = _natural_stops(edits.editor.tokenizer)
+
+    def stop(request: _Request, token: int) -> bool:
+        return token in ends or (token in full_stops and not request.full_stops)
+
+    texts = _continued(edits, requests, _ANSWER_TOKENS, lambda chunk: greedy, stop, progress)
+    for request, (base, edited) in zip(requests, texts, strict=True):
+        n = request.full_stops
+        request.job.answers[request.prompt] = natural(base, n), natural(edited, n)
+
+
+def _write(edits: Edits, jobs: Sequence[Job], seed: int, progress: Callable[[float], None]) -> None:
+    """Sampled texts for fluency; the unedited and the edited model draw the same random numbers."""
+
+    def sampler(chunk: Sequence[_Request]) -> TopK:
+        return TopK(5, [seed_of("fluency", seed, request.job.fact.case_id) for request in chunk] * 2, _FLUENCY_TOKENS)
+
+    requests = [_Request(job, job.fact.prompt) for job in jobs]
+    texts = _continued(edits, requests, _FLUENCY_TOKENS, sampler, lambda request, token: False, progress)
+    for request, both in zip(requests, texts, strict=True):
+        request.job.texts = both
+
+
+def _continued(
+    edits: Edits,
+    requests: Sequence[_Request],
+    tokens: int,
+    chooser: Callable[[Sequence[_Request]], Callable[[Tensor, Sequence[int], int], Tensor]],
+    stop: Callable[[_Request, int], bool],
+    progress: Callable[[float], None],
+) -> list[tuple[str, str]]:
+    """The unedited and the edited model's continuation of each prompt, in one batch."""
+    editor = edits.editor
+    out: list[tuple[str, str]] = []
+    for chunk in _chunks(requests, [1] * len(requests), _ROWS[editor.model.device.type] // 2):
+        ids = continuations(
+            editor.model,
+            [editor.encoder.prompt(request.prompt).ids for request in chunk] * 2,
+            tokens=tokens,
+            choose=chooser(chunk),
+            attach=_attaching(edits, [-1] * len(chunk) + [request.job.edit for request in chunk]),
+            stop=_stopping(stop, chunk),
+            progress=_within(progress, len(out) / len(requests), len(chunk) / len(requests)),
+        )
+        texts = editor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        out += zip(texts[: len(chunk)], texts[len(chunk) :], strict=True)
+    return out
+
+
+def _attaching(edits: Edits, owners: Sequence[int]) -> Attach:
+    return lambda rows: edits.on([owners[row] for row in rows])
+
+
+def _stopping(stop: Callable[[_Request, int], bool], chunk: Sequence[_Request]) -> Callable[[int, int], bool]:
+    return lambda row, token: stop(chunk[row % len(chunk)], token)
+
+
+def _within(progress: Callable[[float], None], done: float, share: float) -> Callable[[float], None]:
+    return lambda part: progress(done + share * part)
+
+
+def natural(text: str, full_stops: int = 0) -> str:
+    """A text up to its natural end: the line end, or the full stop that comes after so many others."""
+    line = text.partition("\n")[0]
+    return ".".join(line.split(".")[: full_stops + 1]).strip()
+
+
+@lru_cache(maxsize=4)
+def _natural_stops(tokenizer: PreTrainedTokenizerBase) -> tuple[frozenset[int], frozenset[int]]:
+    """Tokens that end an answer in any case, and those with a full stop."""
+    texts = list(enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])))
+    ends = {i for i, text in texts if "\n" in text} | {tokenizer.eos_token_id}
+    return frozenset(ends), frozenset(i for i, text in texts if "." in text)
+
+
+def _chunks(items: Sequence[_T], sizes: Sequence[int], most: int) -> Iterator[list[_T]]:
+    """Neighbouring items whose padded total (count times the largest size) is at most ``most``."""
+    chunk: list[_T] = []
+    widest = 0
+    for item, size in zip(items, sizes, strict=True):
+        if chunk and max(widest, size) * (len(chunk) + 1) > most:
+            yield chunk
+            chunk, widest = [], 0
+        chunk.append(item)
+        widest = max(widest, size)
+    if chunk:
+        yield chunk

@@ -13,16 +13,15 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from time import perf_counter
 
-import nltk
-import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModelForCausalLM, get_peft_model
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from loredit.data.facts import Fact, Probe
+from loredit.evaluation.metrics import ngram_entropy
 
 # Neutral values are spelled out because a model may bring its own, and only top-k is meant to act.
 _SAMPLING = {
@@ -46,7 +45,7 @@ class Settings:
     layers: tuple[int, ...] | None = None
     """Indices of the adapted layers; None for all."""
     rank: int = 4
-    alpha: float = 16
+    alpha: int = 16
     dropout: float = 0.1
     lr: float = 5e-3
     steps: int = 30
@@ -126,6 +125,8 @@ def run(
     torch's global generator: seed it first for the same numbers twice.
     """
     model.eval()
+    if fluency:
+        ngram_entropy("")  # imports nltk, which is no part of the first fact's time
     for fact in facts:
         yield _edit_and_evaluate(model, tokenizer, fact, settings, fluency)
 
@@ -155,7 +156,7 @@ def _edit_and_evaluate(
 
 
 @contextmanager
-def _adapted(model: PreTrainedModel, settings: Settings, seconds: Seconds) -> Iterator[PeftModel]:
+def _adapted(model: PreTrainedModel, settings: Settings, seconds: Seconds) -> Iterator[PeftModelForCausalLM]:
     """The model with a fresh LoRA adapter, which is removed afterwards."""
     required_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
     config = LoraConfig(
@@ -178,7 +179,7 @@ def _adapted(model: PreTrainedModel, settings: Settings, seconds: Seconds) -> It
                 parameter.requires_grad_(required)
 
 
-def _train(edited: PeftModel, tokenizer: PreTrainedTokenizerBase, fact: Fact, settings: Settings) -> int:
+def _train(edited: PeftModelForCausalLM, tokenizer: PreTrainedTokenizerBase, fact: Fact, settings: Settings) -> int:
     """Adam on the target's mean negative log-likelihood; the number of steps taken. Leaves the model in eval mode."""
     tokens, start = _encode(tokenizer, fact.prompt, fact.target_new)
     ids = tokens.to(edited.device)[None]
@@ -190,7 +191,7 @@ def _train(edited: PeftModel, tokenizer: PreTrainedTokenizerBase, fact: Fact, se
     while steps < settings.steps:
         output = edited(input_ids=ids, labels=labels, use_cache=False)
         if settings.stop_at is not None:
-            probabilities = output.logits[0, start - 1 : -1].softmax(-1).gather(-1, ids[0, start:, None])
+            probabilities = output.logits[0, start - 1 : -1].float().softmax(-1).gather(-1, ids[0, start:, None])
             if probabilities.min() >= settings.stop_at:
                 break
         optimizer.zero_grad()
@@ -201,7 +202,7 @@ def _train(edited: PeftModel, tokenizer: PreTrainedTokenizerBase, fact: Fact, se
     return steps
 
 
-def _score(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, fact: Fact) -> _Seen:
+def _score(model: PreTrainedModel | PeftModelForCausalLM, tokenizer: PreTrainedTokenizerBase, fact: Fact) -> _Seen:
     """Every probe of a fact, one batch per group."""
     target = (fact.target_new,)
     groups = {
@@ -218,7 +219,7 @@ def _score(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBas
 
 @torch.inference_mode()
 def _answers(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, probes: Sequence[Probe]
+    model: PreTrainedModel | PeftModelForCausalLM, tokenizer: PreTrainedTokenizerBase, probes: Sequence[Probe]
 ) -> list[list[_Answer]]:
     rows = [_encode(tokenizer, probe.prompt, answer) for probe in probes for answer in probe.answers]
     # Padded on the right, where causal attention hides it: the rows need no mask.
@@ -240,25 +241,17 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tup
     return tokens, start
 
 
-def _fluency(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> float:
-    """100 times the n-gram entropy of 100 new tokens: the mean of 2/3 of the 2-grams' and 4/3 of the 3-grams' bits."""
+def _fluency(model: PreTrainedModel | PeftModelForCausalLM, tokenizer: PreTrainedTokenizerBase, prompt: str) -> float:
+    """100 times the n-gram entropy of 100 sampled tokens."""
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-    text = model.generate(
+    ids = model.generate(
         input_ids=inputs.input_ids,
         attention_mask=inputs.attention_mask,
         pad_token_id=tokenizer.eos_token_id,
         **_SAMPLING,
     )
-    continuation = tokenizer.decode(text[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
-    # preserve_line: splitting into sentences first would need a download.
-    words = nltk.word_tokenize(continuation, preserve_line=True)
-    return 100 * fmean((2 / 3 * _entropy(words, 2), 4 / 3 * _entropy(words, 3)))
-
-
-def _entropy(words: Sequence[str], n: int) -> float:
-    counts = np.array(list(nltk.FreqDist(nltk.ngrams(words, n)).values()))
-    shares = counts / counts.sum()
-    return float(-(shares * np.log2(shares)).sum())
+    new = ids[0, inputs.input_ids.shape[1] :]
+    return 100 * ngram_entropy(tokenizer.decode(new, skip_special_tokens=True))
 
 
 def _metrics(seen: _Seen, base: _Seen | None, fluency: float | None) -> Metrics:

@@ -92,7 +92,7 @@ def _csv(name: str, text: str) -> Iterator[tuple[int, Any]]:
             elif len(row) > len(header):
                 yield begin, ValueError(f"{len(row)} cells for {len(header)} columns; quote text with {separator!r}")
             else:
-                yield begin, {column: cell for column, cell in zip(header, row) if cell}
+                yield begin, {column: cell for column, cell in zip(header, row, strict=False) if cell}
     except csv.Error as error:
         raise FactError(f"{name}, line {end + 1}: not CSV: {error}") from error
 

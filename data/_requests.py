@@ -54,8 +54,9 @@ def to_fact(request: Mapping[str, Any], case_id: str) -> tuple[Fact, int]:
         return prompt.replace("{}", subject) if isinstance(prompt, str) and isinstance(subject, str) else prompt
 
     number = given.get("case_id", case_id)
-    fields = {name: given[name] for name in ("target_new", "subject") if name in given}
-    fields |= {"prompt": fill(given["prompt"])} if "prompt" in given else {}
+    fields: dict[str, Any] = {name: given[name] for name in ("prompt", "target_new", "subject") if name in given}
+    if "prompt" in fields:
+        fields["prompt"] = fill(fields["prompt"])
     fields["case_id"] = str(number) if type(number) is int else number
     fields["ground_truth"] = [text for text in _texts(given.get("ground_truth")) if text != NO_GROUND_TRUTH]
     fields["rephrase_prompts"] = [fill(text) for text in _texts(given.get("rephrase_prompt"))]
@@ -68,6 +69,8 @@ def to_fact(request: Mapping[str, Any], case_id: str) -> tuple[Fact, int]:
         fact = Fact.model_validate(fields | answered)
     except ValidationError as error:
         for fault in error.errors():
+            if fault["type"] == "too_short":  # follows from the refused answers of the same probe, told by themselves
+                continue
             message = _MESSAGES.get(fault["type"], fault["msg"]).format(fault["input"])
             bad.append(BadRecord("", _field(fault["loc"], given), message))
     if bad:
@@ -127,7 +130,7 @@ def _count(groups: Any) -> int:
 
 
 def _field(loc: tuple[int | str, ...], request: Mapping[str, Any]) -> str:
-    """Where in the request a fault of the Fact lies: ("locality", "g", 0, "answers") -> "locality.g[0].ground_truth"."""
+    """A fault's place in the request: ("locality", "g", 0, "answers") -> "locality.g[0].ground_truth"."""
     names = {"answers": "ground_truth", "rephrase_prompts": "rephrase_prompt"}
     kind, *rest = (names.get(str(part), part) for part in loc)
     if rest and rest[0] == FLAT_GROUPS.get(str(kind)) and rest[0] not in request.get(str(kind), {}):

@@ -9,7 +9,6 @@ occupations): all of them count as right, the first is the one that is scored wh
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 
 from . import fact_list
@@ -43,9 +42,7 @@ def download(name: str) -> Path:
     file is the same data, with the same identity, however it came here.
     """
     if name not in HUB_FILES:
-        near = get_close_matches(name, HUB_FILES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise FactError(f"unknown KnowEdit set {name!r}; {hint}There are {', '.join(HUB_FILES)}")
+        raise FactError(f"unknown KnowEdit set {name!r}; there are {', '.join(HUB_FILES)}")
     try:
         from datasets import DownloadManager  # takes seconds to import
 

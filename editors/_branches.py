@@ -6,7 +6,7 @@ Shapes: E edits, R rows of a batch, T tokens, I/O a site's input/output width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Generic, TypeVar, final
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ._random import mixed
 from ._rows import Rows
 from ._sites import Site
-from .base import Patch
+from .base import Patch, WeightPatch
 
 
 class Branch(nn.Module, ABC):
@@ -34,7 +34,16 @@ class Branch(nn.Module, ABC):
         """Sees the new weights and the same gradients. ``steps`` (E,) counts the step just taken."""
 
 
+class WeightBranch(Branch):
+    """A branch that is a change of its site's weight."""
+
+    @abstractmethod
+    def delta(self, edit: int) -> Tensor:
+        """(O, I), what edit ``edit`` adds to W."""
+
+
 B = TypeVar("B", bound=Branch)
+W = TypeVar("W", bound=WeightBranch)
 
 
 class SitePatch(Patch, Generic[B]):
@@ -82,6 +91,14 @@ class SitePatch(Patch, Generic[B]):
         for branch in self.branches:
             branch.before_step(self.steps)  # type: ignore[operator]
 
-    def after_step(self) -> None:
+    def after_step(self) -> Mapping[str, Tensor]:
         for branch in self.branches:
             branch.after_step(self.steps)  # type: ignore[operator]
+        return {}
+
+
+class WeightSitePatch(SitePatch[W], WeightPatch):
+    """A change of the weight of each site."""
+
+    def delta_weights(self, edit: int) -> dict[str, Tensor]:
+        return {f"{site.name}.weight": branch.delta(edit) for site, branch in self.items()}

@@ -28,10 +28,13 @@ class Encoded:
 
 
 class Encoder:
-    """Encodes prompts and answers as ``prompt + " " + answer`` for one tokenizer and context length."""
+    """Encodes prompts and answers as ``prompt + " " + answer`` for one tokenizer and context length.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int) -> None:
-        self.tokenizer, self.context = tokenizer, context
+    ``reserved``: positions of the context that are not for texts.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int, reserved: int = 0) -> None:
+        self.tokenizer, self.context, self.reserved = tokenizer, context, reserved
 
     def prompt(self, prompt: str) -> Encoded:
         """A prompt alone, nothing to predict."""
@@ -55,8 +58,9 @@ class Encoder:
         return self._fitting(Encoded(ids, start), text)
 
     def _fitting(self, encoded: Encoded, text: str) -> Encoded:
-        if len(encoded.ids) > self.context:
-            raise EncodingError(f"{len(encoded.ids)} tokens, but the model's context is {self.context}: {text[:60]!r}...")
+        if len(encoded.ids) + self.reserved > self.context:
+            room = f"{self.context}, of which the method takes {self.reserved}" if self.reserved else self.context
+            raise EncodingError(f"{len(encoded.ids)} tokens, but the model's context is {room}: {text[:60]!r}...")
         return encoded
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,15 +28,23 @@ def frozen(model: nn.Module) -> Iterator[None]:
             p.requires_grad = flag
 
 
-def logits_at(model: PreTrainedModel, ids: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:
-    """(R, T) ids, N places (row, position) -> (N, V) logits. The head never sees the other positions."""
+@contextmanager
+def head_sees(model: PreTrainedModel, select: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """The output layer gets ``select(hidden)`` instead of all hidden states (R, T, d), so other logits cost nothing."""
     head = model.get_output_embeddings()
     assert head is not None, "a causal language model has an output layer"
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0][at].unsqueeze(0), *args[1:]))
+    # Contiguous, or the product with the vocabulary would copy the output weights for each row.
+    handle = head.register_forward_pre_hook(lambda _, args: (select(args[0]).contiguous(), *args[1:]))
     try:
-        return model(input_ids=ids, use_cache=False).logits.squeeze(0)
+        yield
     finally:
         handle.remove()
+
+
+def logits_at(model: PreTrainedModel, ids: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:
+    """(R, T) ids, N places (row, position) -> (N, V) logits."""
+    with head_sees(model, lambda hidden: hidden[at].unsqueeze(0)):
+        return model(input_ids=ids, use_cache=False).logits.squeeze(0)
 
 
 class _Reached(Exception):

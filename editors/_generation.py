@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ._encoding import padded
-from ._forward import frozen
+from ._forward import frozen, head_sees
 from ._random import seed_of
 
 Attach = Callable[[Sequence[int]], AbstractContextManager[None]]
@@ -60,12 +60,12 @@ def continuations(
     ids, mask = padded(prompts, model.device, left=True)
     places = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
-    with frozen(model), ExitStack() as attached:
+    with frozen(model), head_sees(model, lambda hidden: hidden[:, -1:]), ExitStack() as attached:
         attached.enter_context(attach(running))
         for step in range(tokens):
             logits = model(
-                input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1
-            ).logits[:, -1]
+                input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
+            ).logits[:, 0]
             chosen = choose(logits, running, step)
             for row, token in zip(running, chosen.tolist(), strict=True):
                 if row not in finished:

@@ -33,7 +33,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -89,8 +88,6 @@ _WAYS_ON = (
     "Pass a local folder or .gguf file (--model PATH), or use the default that needs no hub: --hparams smollm2.yaml"
 )
 
-_UNREADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
-
 
 def load(name: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
     """The causal LM called ``name``, in eval mode on ``device``, with its tokenizer.
@@ -114,8 +111,8 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", trust_remote_c
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=kind, use_safetensors=True, output_loading_info=True, **options
         )
-    except _UNREADABLE as error:
-        raise ModelError(f"model {name!r} cannot be loaded from {folder}: {error}") from error
+    except Exception as error:  # the readers of tokenizers and weights raise bare Exceptions too
+        raise ModelError(f"model {name!r} cannot be loaded from {folder}: {_said(error)}") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         # transformers would fill these with random numbers and go on.
@@ -246,8 +243,13 @@ def _from_hub(name: str) -> Path:
         near = difflib.get_close_matches(name, SHORT_NAMES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ModelError(
-            f"model {name!r} is no local folder, and the model hub cannot provide it ({error}).{hint} {_WAYS_ON}."
+            f"model {name!r} is no local folder, and the model hub cannot provide it ({_said(error)}).{hint} "
+            f"{_WAYS_ON}."
         ) from error
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _cache() -> Path:
@@ -323,8 +325,8 @@ def _dequantize(gguf: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
         model.save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except _UNREADABLE as error:
-        raise ModelError(f"the GGUF file {gguf} cannot be read: {error}. {_WAYS_ON}.") from error
+    except Exception as error:  # as in load
+        raise ModelError(f"the GGUF file {gguf} cannot be read: {_said(error)}. {_WAYS_ON}.") from error
     # Some releases of transformers build a wrong tokenizer from a GGUF without a word.
     text = "The capital of France is Paris."
     read = str(tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True)).strip()

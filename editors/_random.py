@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
@@ -44,6 +45,12 @@ def dropout(x: Tensor, p: float, keys: Tensor) -> Tensor:
     places = torch.arange(x.shape[-2] * x.shape[-1], dtype=torch.int32, device=x.device)
     keep = mixed(places + keys[:, None]).bitwise_and_(0x7FFFFFFF) >= int(p * 0x80000000)
     return x * keep.view(x.shape).to(x.dtype).mul_(1 / (1 - p))
+
+
+def uniform(keys: Tensor, shape: Sequence[int], bound: float) -> Tensor:
+    """U(-bound, bound), (E, *shape): number i of edit e is a hash of ``keys[e]`` and i, whatever else is drawn."""
+    places = torch.arange(math.prod(shape), dtype=torch.int32, device=keys.device)
+    return mixed(places + keys[:, None]).view(-1, *shape) * (bound / 0x80000000)
 
 
 def mixed(h: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._random import dropout, mixed
+
 # A per-edit matrix larger than this (numbers) is not copied once per row; its rows are multiplied edit by edit.
 _COPY_LIMIT = 1 << 16
 
@@ -59,6 +61,10 @@ class Rows:
         seen: dict[int, int] = {}
         places = [seen.update({e: seen.get(e, -1) + 1}) or seen[e] for e in self.edits]
         return torch.tensor(places, device=self._device)
+
+    def dropout(self, x: Tensor, p: float, place: int) -> Tensor:
+        """(R, T, I) with the share ``p`` of its numbers dropped while training; ``place`` tells sites apart."""
+        return x if self.keys is None or not p else dropout(x, p, mixed(self.keys + place))
 
     def per_row(self, parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """(E, ...) -> (R, ...): each row's own copy of a parameter."""

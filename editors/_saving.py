@@ -23,7 +23,8 @@ class EditsError(ValueError):
 
 
 class _Manifest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    # The loss of a failed edit is NaN; JSON's null could not be read back.
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
     format: int = 1
     editor: str
@@ -44,7 +45,7 @@ def save(edits: Edits, folder: Path) -> None:
         outcomes=edits.outcomes,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: t.contiguous() for name, t in edits.patch.state_dict().items()}
+    state = {name: t.contiguous() for name, t in edits.patch.lasting().items()}
     with replacing(folder / _WEIGHTS) as path:
         save_file(state, path)
     with replacing(folder / _MANIFEST) as path:  # last: a folder with a manifest is complete
@@ -65,6 +66,6 @@ def load(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
         )
     cls = find(manifest.editor)
     editor = cls(model, tokenizer, cls.Hparams.model_validate(manifest.hparams), seed=manifest.seed)
-    fresh = editor.fresh([0] * len(manifest.facts))
-    tensors = fresh.tensors() | load_file(folder / _WEIGHTS, device=str(model.device))
-    return Edits(editor, fresh.rebuilt(tensors), manifest.facts, manifest.outcomes)
+    frame = editor.untrained([0]).take([0] * len(manifest.facts))
+    tensors = frame.tensors() | load_file(folder / _WEIGHTS, device=str(model.device))
+    return Edits(editor, frame.rebuilt(tensors), manifest.facts, manifest.outcomes)

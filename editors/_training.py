@@ -10,7 +10,7 @@ for target tokens only; an edit that is finished leaves the batch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -73,18 +73,18 @@ def in_batches(
     def edits(places: list[int], patch: Patch, outcomes: Sequence[Outcome]) -> tuple[list[int], Edits]:
         return places, Edits(editor, patch, tuple((facts[i],) for i in places), tuple(outcomes))
 
-    def fresh(places: list[int]) -> Patch:
-        return editor.fresh([editor.seed_for([facts[i]]) for i in places])
+    def seeds(places: Iterable[int]) -> list[int]:
+        return [editor.seed_for([facts[i]]) for i in places]
 
     if errors:
-        yield edits([*errors], fresh([*errors]), [Outcome(0, float("nan"), message) for message in errors.values()])
+        yield edits([*errors], editor.untrained(seeds(errors)), [Outcome(0, float("nan"), message) for message in errors.values()])
     # The longest first: if memory does not suffice, that shows at once.
     left = sorted(lessons, key=lambda i: lessons[i].longest, reverse=True)
     size = edits_at_once or (edits_that_fit(editor, lessons[left[0]]) if left else 1)
     while left:
         batch = left[:size]
         try:
-            patch, outcomes = train(editor, fresh(batch), [lessons[i] for i in batch], progress)
+            patch, outcomes = train(editor, editor.fresh(seeds(batch)), [lessons[i] for i in batch], progress)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(batch) == 1:
                 raise
@@ -97,8 +97,10 @@ def in_batches(
 
 def together(editor: Editor[Any], facts: Sequence[Fact], before: Edits | None, progress: Progress | None) -> Edits:
     """One edit that carries all facts, going on from ``before`` if there is one."""
-    patch = editor.fresh([editor.seed_for(facts)]) if before is None else before.patch.take([0])
-    patch.steps.zero_()
+    patch = editor.fresh([editor.seed_for(facts) if before is None else int(before.patch.seeds[0])])
+    if before is not None:
+        patch = patch.rebuilt(patch.tensors() | before.patch.take([0]).lasting())
+        patch.steps.zero_()
     patch, outcomes = train(editor, patch, [lesson(editor, facts)], progress)
     carried = (*(before.facts[0] if before else ()), *facts)
     return Edits(editor, patch, (carried,), tuple(outcomes))
@@ -127,14 +129,14 @@ def train(
                 last = [last[i] for i in left]
                 work.keep(left)
             if progress:
-                progress("training", (step + 1) / h.steps)
+                progress("training", (step + 1) / h.steps, len(lessons))
             if not left:
                 break
         for i, e in enumerate(work.edits):
             ended[e] = work.patch.finished([i]), Outcome(h.steps, last[i])
     for e, (_, outcome) in ended.items():
         if outcome.error:
-            ended[e] = editor.fresh([int(patch.seeds[e])]), outcome
+            ended[e] = editor.untrained([int(patch.seeds[e])]), outcome
     in_order = [ended[e] for e in range(len(lessons))]
     return Patch.concatenated([one for one, _ in in_order]), [outcome for _, outcome in in_order]
 
@@ -144,6 +146,7 @@ class Work:
 
     def __init__(self, editor: Editor[Any], patch: Patch, lessons: Sequence[Lesson]) -> None:
         self.editor, self.patch, self.edits = editor, patch.train(), list(range(len(lessons)))
+        self._precision = torch.promote_types(torch.float32, editor.model.dtype)
         self.adam = Adam(self._parameters(), {name: editor.learning_rate(name) for name in self._parameters()})
         self._lay_out(list(lessons))
         first = patch.first_layer
@@ -175,7 +178,8 @@ class Work:
             self.patch.before_step()
             self.adam.step(self._parameters())
             self.patch.steps += 1
-            self.patch.after_step()
+            for name, edits in self.patch.after_step().items():
+                self.adam.restart(name, edits)
 
     def keep(self, left: Sequence[int]) -> None:
         """Let the other edits go: their rows, parameters and optimizer state leave the batch."""
@@ -201,7 +205,7 @@ class Work:
         self._owner = [e for e, (answers, anchors) in enumerate(counts) for _ in range(answers + anchors)]
         self._batch, self._rows = Batch.of(rows, device), Table([sum(n) for n in counts], device)
         weights = [w for answers, anchors in counts for w in (*[1 / answers] * answers, *[kl_weight / max(anchors, 1)] * anchors)]
-        self._weights = torch.tensor(weights, device=device)
+        self._weights = torch.tensor(weights, dtype=self._precision, device=device)
         self._anchor = torch.tensor([i >= n for n, m in counts for i in range(n + m)], device=device)
         self._held = self._anchor[self._batch.at[0]].nonzero().flatten()
 
@@ -210,7 +214,7 @@ class Work:
         model = self.editor.model
         with replayed(model, self.patch.first_layer, self._hidden) if self._hidden is not None else nullcontext():
             logits = logits_at(model, self._batch.ids, self._batch.at)
-        return logits.to(torch.promote_types(torch.float32, logits.dtype))
+        return logits.to(self._precision)
 
     @torch.no_grad()
     def _unedited_log_probs(self) -> Tensor:
@@ -223,7 +227,7 @@ class Work:
 def _clip(patch: Patch, most: float) -> None:
     """Scale each edit's own gradient to a norm of at most ``most``."""
     grads = [p.grad for p in patch.parameters() if p.grad is not None]
-    norm = torch.stack([grad.flatten(1).square().sum(1) for grad in grads]).sum(0).sqrt()
+    norm = torch.stack([grad[:, None].flatten(1).square().sum(1) for grad in grads]).sum(0).sqrt()
     scale = (most / norm.clamp(min=most)).to(grads[0].dtype)
     for grad in grads:
         grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))

@@ -25,10 +25,11 @@ from ..data.facts import Fact
 from ._encoding import Encoder
 from ._random import seed_of
 from ._rows import Rows
+from ._shapes import fitted
 from ._sites import Role, transposed
 
-Progress = Callable[[str, float], None]
-"""Told what is being done and which share of it (0 to 1) is finished."""
+Progress = Callable[[str, float, int], None]
+"""Told what is being done, which share of it (0 to 1) is finished, and for how many edits at once."""
 
 
 def _layers(value: object) -> object:
@@ -104,36 +105,53 @@ class Patch(nn.Module, ABC):
     def before_step(self) -> None:
         """Runs between backward and the optimizer, with gradients and the weights they were taken at."""
 
-    def after_step(self) -> None:
-        """Pruning, projection or rank allocation, after each optimizer step; within an edit, never across."""
+    def after_step(self) -> Mapping[str, Tensor]:
+        """Pruning, projection or rank allocation, after each optimizer step; within an edit, never across.
+
+        Returns, by the name of a parameter, the edits whose Adam moments of it begin anew, (E,) bool.
+        """
+        return {}
 
     def penalty(self) -> Tensor | float:
         """(E,) added to each edit's loss."""
         return 0.0
 
+    def settle(self) -> None:
+        """Puts what training leaves behind into its lasting form, once, when edits are finished."""
+
     def trained(self, edit: int) -> list[Tensor]:
         """The numbers that one edit keeps, for counting them."""
         return [p[edit] for p in self.parameters()]
+
+    def report(self, edit: int) -> dict[str, Any]:
+        """What the method has found out about one edit (ranks, say), fit for JSON."""
+        return {}
+
+    def trimmed(self) -> Patch:
+        """This patch without padding that none of its edits needs."""
+        return self
 
     @final
     def take(self, edits: Sequence[int]) -> Patch:
         """A patch of these edits alone, its tensors copied."""
         index = torch.tensor(edits, device=self.seeds.device)
-        return self.rebuilt({name: t.index_select(0, index) for name, t in self.tensors().items()})
+        return self.rebuilt({name: t.index_select(0, index) for name, t in self.tensors().items()}).trimmed()
 
     @final
     def finished(self, edits: Sequence[int]) -> Patch:
-        """As :meth:`take`, without what only training needs (the buffers that are not persistent)."""
+        """As :meth:`take`, settled and without what only training needs (the buffers that are not persistent)."""
         taken = self.take(edits)
-        lasting = taken.state_dict().keys()
+        with torch.no_grad():
+            taken.settle()
+        lasting = taken.lasting()
         return taken.rebuilt({n: t if n in lasting else t.new_zeros(len(t), 0) for n, t in taken.tensors().items()}).eval()
 
     @final
     @staticmethod
     def concatenated(patches: Sequence[Patch]) -> Patch:
-        """One patch with the edits of all, in order."""
+        """One patch with the edits of all, in order; where they differ in size, the smaller are padded with zeros."""
         parts = [patch.tensors() for patch in patches]
-        return patches[0].rebuilt({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        return patches[0].rebuilt({name: _stacked([part[name] for part in parts]) for name in parts[0]})
 
     @final
     def tensors(self) -> dict[str, Tensor]:
@@ -141,11 +159,22 @@ class Patch(nn.Module, ABC):
         return {name: t.detach() for name, t in (*self.named_parameters(), *self.named_buffers())}
 
     @final
+    def lasting(self) -> dict[str, Tensor]:
+        """The tensors that finished edits consist of, by name; one that several branches share is there once."""
+        names = self.state_dict().keys()
+        return {name: t for name, t in self.tensors().items() if name in names}
+
+    @final
     def rebuilt(self, tensors: Mapping[str, Tensor]) -> Patch:
         """A patch like this one with these tensors; this one's own are not copied."""
         memo: dict[int, Any] = {id(b): tensors[name] for name, b in self.named_buffers()}
         memo |= {id(p): nn.Parameter(tensors[name]) for name, p in self.named_parameters()}
         return copy.deepcopy(self, memo)
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    shape = [max(lengths) for lengths in zip(*(t.shape[1:] for t in tensors), strict=True)]
+    return torch.cat([fitted(t, shape) for t in tensors])
 
 
 class WeightPatch(Patch):
@@ -178,7 +207,7 @@ class Editor(ABC, Generic[H]):
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hparams: H, *, seed: int = 0) -> None:
         self.model, self.tokenizer, self.hparams, self.seed = model, tokenizer, hparams, seed
-        self.encoder = Encoder(tokenizer, model.config.max_position_embeddings)
+        self.encoder = Encoder(tokenizer, model.config.max_position_embeddings, self.positions)
 
     @classmethod
     def name(cls) -> str:
@@ -188,6 +217,11 @@ class Editor(ABC, Generic[H]):
     @abstractmethod
     def patch(self, seeds: Sequence[int]) -> Patch:
         """Fresh parameters on the CPU in float32, one edit for each seed; edit e comes from ``seeds[e]`` alone."""
+
+    @property
+    def positions(self) -> int:
+        """Positions of the model's context that the method itself takes."""
+        return 0
 
     def learning_rate(self, parameter: str) -> float:
         """The learning rate of a patch's parameter, by its name."""
@@ -243,6 +277,11 @@ class Editor(ABC, Generic[H]):
         """:meth:`patch`, on the model's device and in float32 (float64 for a float64 model), ready for use."""
         dtype = torch.promote_types(torch.float32, self.model.dtype)
         return self.patch(seeds).to(self.model.device, dtype).eval()
+
+    @final
+    def untrained(self, seeds: Sequence[int]) -> Patch:
+        """:meth:`fresh` in the form of finished edits, for edits that failed and those that are read from a file."""
+        return self.fresh(seeds).finished(range(len(seeds)))
 
     @final
     def seed_for(self, facts: Sequence[Fact]) -> int:

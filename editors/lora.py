@@ -14,11 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ._branches import Branch, SitePatch
-from ._random import PerEdit, dropout, mixed
+from ._branches import WeightBranch, WeightSitePatch
+from ._random import PerEdit
 from ._rows import Rows
 from ._sites import sites
-from .base import Editor, SiteHparams, WeightPatch
+from .base import Editor, SiteHparams
 
 
 class LoRAHparams(SiteHparams):
@@ -27,7 +27,7 @@ class LoRAHparams(SiteHparams):
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the branch's input while training")
 
 
-class LowRank(Branch):
+class LowRank(WeightBranch):
     """(alpha / r) B A x beside W x, with the paper's names: ``a`` is A, ``b`` is B."""
 
     def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float, place: int) -> None:
@@ -36,31 +36,21 @@ class LowRank(Branch):
         self.scale, self.dropout, self.place = scale, dropout, place
 
     def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-        if self.training and self.dropout:
-            assert rows.keys is not None
-            x = dropout(x, self.dropout, mixed(rows.keys + self.place))
+        x = rows.dropout(x, self.dropout, self.place)
         return torch.add(y, rows.linear(rows.linear(x, self.a), self.b), alpha=self.scale)
 
     def delta(self, edit: int) -> Tensor:
-        """(O, I), what edit ``edit`` adds to W."""
         return self.scale * self.b[edit] @ self.a[edit]
-
-
-class LowRankPatch(SitePatch[LowRank], WeightPatch):
-    """A pair of factors at each site."""
-
-    def delta_weights(self, edit: int) -> dict[str, Tensor]:
-        return {f"{site.name}.weight": branch.delta(edit) for site, branch in self.items()}
 
 
 def low_rank_patch(
     model: nn.Module, h: LoRAHparams, seeds: Sequence[int], branch: Callable[..., LowRank] = LowRank
-) -> LowRankPatch:
+) -> WeightSitePatch[LowRank]:
     """Fresh factors at every site of ``h``, A drawn per edit and B zero."""
     draw, places = PerEdit(seeds), sites(model, h.sites, h.layers)
     a = [draw.uniform((h.rank, site.inputs), site.inputs**-0.5) for site in places]
     b = [torch.zeros(len(seeds), site.outputs, h.rank) for site in places]
-    return LowRankPatch(
+    return WeightSitePatch(
         seeds, places, [branch(a[i], b[i], h.alpha / h.rank, h.dropout, i) for i in range(len(places))]
     )
 
@@ -70,5 +60,5 @@ class LoRA(Editor[LoRAHparams]):
 
     Hparams = LoRAHparams
 
-    def patch(self, seeds: Sequence[int]) -> LowRankPatch:
+    def patch(self, seeds: Sequence[int]) -> WeightSitePatch[LowRank]:
         return low_rank_patch(self.model, self.hparams, seeds)

@@ -25,8 +25,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from ._branches import WeightSitePatch
 from .base import Editor
-from .lora import LoRAHparams, LowRank, LowRankPatch, low_rank_patch
+from .lora import LoRAHparams, LowRank, low_rank_patch
 
 
 class RoseLoRAHparams(LoRAHparams):
@@ -110,7 +111,7 @@ class RoseLoRA(Editor[RoseLoRAHparams]):
 
     Hparams = RoseLoRAHparams
 
-    def patch(self, seeds: Sequence[int]) -> LowRankPatch:
+    def patch(self, seeds: Sequence[int]) -> WeightSitePatch[LowRank]:
         return low_rank_patch(self.model, self.hparams, seeds, partial(SparseLowRank, h=self.hparams))
 
     def may_stop(self, steps: Tensor) -> Tensor:

@@ -69,5 +69,9 @@ class FactScores(_Record):
     """The edit's last training loss."""
     nonzero_share: float
     """Share of the edit's trained numbers that are not zero."""
+    edit_seconds: float = 0.0
+    """Wall time of training, this fact's share of its batch."""
+    score_seconds: float = 0.0
+    """Wall time of scoring and generating, likewise."""
     error: str | None = None
     """Why this fact could not be edited or scored; its probes are then empty and it counts in no mean."""

@@ -50,13 +50,16 @@ def evaluate(
     """Score every fact of every edit, in order. ``seed`` is for the sampled texts of ``fluency``."""
     jobs = [Job(edits, e, fact, "probabilities" in modes) for e, facts in enumerate(edits.facts) for fact in facts]
     good = [job for job in jobs if not job.error]
-    told = progress or (lambda phase, share: None)
+
+    def told(phase: str) -> Callable[[float], None]:
+        return lambda share: progress(phase, share, len(edits)) if progress else None
+
     with frozen(edits.editor.model), torch.no_grad():
-        _teacher_force(edits, good, lambda share: told("scoring", share))
+        _teacher_force(edits, good, told("scoring"))
         if "generation" in modes:
-            _generate(edits, good, lambda share: told("generating answers", share))
+            _generate(edits, good, told("generating answers"))
         if fluency:
-            _write(edits, good, seed, lambda share: told("generating texts", share))
+            _write(edits, good, seed, told("generating texts"))
     return [job.scores() for job in jobs]
 
 

@@ -16,7 +16,7 @@ from statistics import fmean
 
 import pytest
 import torch
-from nltk.tokenize import NLTKWordTokenizer
+from nltk.tokenize import NLTKWordTokenizer, PunktSentenceTokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
@@ -96,7 +96,10 @@ FULL = Fact(
     target_new="Lima",
     rephrase_prompts=("Norway's capital:", "The seat of Norway's government is"),
     locality={
-        "same subject": (probe("Norway's coin is the", "krone", "NOK"), probe("Norway borders the land of", "Sweden")),
+        "same subject": (
+            probe("Norway's coin is the", "krone", "k", "coin of Norway, the krone"),
+            probe("Norway borders the land of", "Sweden"),
+        ),
         "other": (probe("2 + 2 =", "4 and no more"),),
     },
     portability={
@@ -130,7 +133,8 @@ def fluency_by_hand(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, 
         logits[EOS] = -math.inf
         logits[logits < logits.topk(5).values[-1]] = -math.inf
         ids.append(int(torch.multinomial(logits.softmax(-1), 1)))
-    words = NLTKWordTokenizer().tokenize(tokenizer.decode(ids[start:]))
+    sentences = PunktSentenceTokenizer().tokenize(tokenizer.decode(ids[start:]))
+    words = [word for sentence in sentences for word in NLTKWordTokenizer().tokenize(sentence)]
     bits = {}
     for n in (2, 3):
         counts = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
@@ -316,7 +320,8 @@ def test_every_part_is_timed_and_fluency_is_left_out_on_request(tokenizer: PreTr
     assert full.seconds.total == pytest.approx(sum(asdict(full.seconds).values()))
 
     [hurried] = run(tiny_llama(), tokenizer, [BARE], settings, fluency=False)
-    assert hurried.pre.fluency is None and hurried.post.fluency is None
+    assert hurried.pre.fluency is None
+    assert hurried.post.fluency is None
     assert hurried.seconds.fluency_before + hurried.seconds.fluency_after < full.seconds.fluency_before
 
 

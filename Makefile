@@ -1,0 +1,31 @@
+# `make demo` runs the main job, `make test` the tests, `make check` the linter and the type checker.
+# Each creates what it needs in .venv. Another interpreter: make PYTHON=python3.12 test
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test check clean
+
+demo: $(INSTALLED)
+	$(BIN)/python run_edit.py --editor roselora --hparams smollm2.yaml
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest --cov=loredit --cov=editors --cov=data --cov=evaluation --cov=hparams
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+# torch comes first and alone, so that a build put there by hand (PyTorch's CPU wheels, another CUDA) is kept.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install torch==2.13.0
+	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,204 @@
+r"""AdaLoRA (Zhang et al., 2023, https://arxiv.org/abs/2303.10512): a change in the form of a singular value
+decomposition, whose rank goes where it matters.
+
+.. math::
+    y &= W x + \tfrac{\alpha}{r_0} P \Lambda Q x, \qquad
+         P \in R^{O \times r_0},\ \Lambda \in R^{r_0}\ \text{(a diagonal)},\ Q \in R^{r_0 \times I} \\
+    L &= \text{loss} + \gamma \operatorname{mean}_{\text{sites}}
+         \tfrac12 \left( \lVert P^T P - 1 \rVert_F + \lVert Q Q^T - 1 \rVert_F \right) \\
+    I_t &= |w_t \, \partial L / \partial w|, \qquad
+    \bar I_t = \beta_1 \bar I_{t-1} + (1 - \beta_1) I_t, \qquad
+    \bar U_t = \beta_2 \bar U_{t-1} + (1 - \beta_2) |I_t - \bar I_t| \\
+    S_i &= s(\Lambda_i) + \operatorname{mean}_j s(P_{ji}) + \operatorname{mean}_j s(Q_{ij}), \qquad s = \bar I_t \bar U_t \\
+    b_t &= \text{init\_r} \ (t \le t_i), \qquad
+    \text{target\_r} + (\text{init\_r} - \text{target\_r}) \left(1 - \tfrac{t - t_i}{T - t_f - t_i}\right)^3
+    \ (t_i < t \le T - t_f)
+
+Step t = 1 ... T (``steps``). P and Q start normal with deviation 0.02, :math:`\Lambda` at zero. After each step
+with :math:`t_i < t < T - t_f` that ``deltaT`` divides, and after step T - t_f, the :math:`\lfloor n b_t \rfloor`
+triplets :math:`(P_{\cdot i}, \Lambda_i, Q_{i \cdot})` of largest S keep their :math:`\Lambda_i`, counted over all n sites
+of an edit together; the others' becomes zero, from where it may grow again. From step T - t_f on the choice stays, also
+for facts that are edited later on the same patch.
+
+The paper leaves open what PEFT decides, and here it is as in PEFT's AdaLoraModel, step for step: the norms are not
+squared, and are averaged over the 2 n matrices; w is taken after the optimizer's step, its gradient (the penalty's
+included) before it; r_0 = init_r + 1e-5 at every rank; of equal scores at the threshold none is kept; init_r and
+target_r are means over the sites.
+
+Trained numbers of an edit: init_r (I + O + 1) at each site; those of triplets that are left out count as zero.
+An edit stops early only from step T - t_f on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from ._branches import WeightBranch, WeightSitePatch
+from ._random import PerEdit
+from ._rows import Rows
+from ._sites import sites
+from .base import Editor, SiteHparams
+
+_DEVIATION, _EPSILON = 0.02, 1e-5  # PEFT's
+
+
+class AdaLoRAHparams(SiteHparams):
+    init_r: int = Field(gt=0, description="Rank at each site in the beginning")
+    target_r: int = Field(gt=0, description="Rank in the end, on average over the sites")
+    alpha: float = Field(gt=0, description="The change is scaled by alpha / init_r")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the branch's input while training")
+    tinit: int = Field(0, ge=0, description="Steps before the budget begins to shrink")
+    tfinal: int = Field(0, ge=0, description="Steps at the end, in which the ranks stay")
+    deltaT: int = Field(1, gt=0, description="Steps from one choice of triplets to the next")  # noqa: N815
+    beta1: float = Field(0.85, gt=0, lt=1, description="Smoothing of the importance over steps")
+    beta2: float = Field(0.85, gt=0, lt=1, description="Smoothing of its uncertainty over steps")
+    orth_reg_weight: float = Field(0.5, ge=0, description="Weight gamma of the orthogonality penalty")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> AdaLoRAHparams:
+        if self.target_r > self.init_r:
+            raise ValueError(f"target_r ({self.target_r}) is more than init_r ({self.init_r})")
+        # After the first step triplets have an importance, and after the second they can be chosen by it.
+        if self.target_r < self.init_r and self.settled_at < max(2, self.tinit + 1):
+            raise ValueError(
+                f"steps ({self.steps}) less tfinal ({self.tfinal}) is {self.settled_at}; it must be more than tinit "
+                f"({self.tinit}) and more than 1, or no step is left to choose triplets"
+            )
+        return self
+
+    @property
+    def settled_at(self) -> int:
+        """The step after which the choice of triplets stays."""
+        return self.steps - self.tfinal
+
+    def budget(self, step: int, n: int) -> int | None:
+        """Triplets that n sites keep together after ``step``; None: as before."""
+        if self.target_r == self.init_r or not self.tinit < step <= self.settled_at:
+            return None
+        if step < self.settled_at and step % self.deltaT:
+            return None
+        left = 1 - (step - self.tinit) / (self.settled_at - self.tinit)
+        return int(n * (self.init_r - self.target_r) * left**3 + n * self.target_r)
+
+
+class Triplets(WeightBranch):
+    """(alpha / r_0) P Lambda Q x beside W x, with the paper's names: ``p`` is P, ``lam`` Lambda, ``q`` Q."""
+
+    def __init__(self, p: Tensor, q: Tensor, scale: float, dropout: float, place: int) -> None:
+        super().__init__()
+        self.p, self.q = nn.Parameter(p), nn.Parameter(q)  # (E, O, r), (E, r, I)
+        self.lam = nn.Parameter(p.new_zeros(len(p), q.shape[1]))  # (E, r)
+        self.scale, self.dropout, self.place = scale, dropout, place
+        for name, _ in [*self.named_parameters()]:  # of the same shapes; empty until the first step
+            self.register_buffer(f"{name}_importance", p.new_zeros(len(p), 0), persistent=False)
+            self.register_buffer(f"{name}_uncertainty", p.new_zeros(len(p), 0), persistent=False)
+
+    def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+        h = rows.linear(rows.dropout(x, self.dropout, self.place), self.q) * rows.per_row(self.lam, x.dtype)[:, None]
+        return torch.add(y, rows.linear(h, self.p), alpha=self.scale)
+
+    def delta(self, edit: int) -> Tensor:
+        return self.scale * (self.p[edit] * self.lam[edit]) @ self.q[edit]
+
+    def penalty(self) -> Tensor:
+        """(E,), how far P and Q are from orthogonality."""
+        one = torch.eye(self.lam.shape[1], dtype=self.lam.dtype, device=self.lam.device)
+        p, q = self.p.mT @ self.p, self.q @ self.q.mT
+        return (torch.linalg.matrix_norm(p - one) + torch.linalg.matrix_norm(q - one)) / 2
+
+    def observe(self, edits: Tensor, beta1: float, beta2: float) -> None:
+        """Smooth the importance of each number and its uncertainty, in some edits, (E,) bool."""
+        for name, w in self.named_parameters():
+            new = edits.to(w.dtype).view(-1, *[1] * (w.dim() - 1))
+            now = (w * w.grad).abs_()
+            mean, spread = self._smoothed(f"{name}_importance", w), self._smoothed(f"{name}_uncertainty", w)
+            mean.lerp_(now, new * (1 - beta1))
+            spread.lerp_(now.sub_(mean).abs_(), new * (1 - beta2))
+
+    def _smoothed(self, name: str, w: Tensor) -> Tensor:
+        if not getattr(self, name).numel():
+            setattr(self, name, torch.zeros_like(w))
+        return getattr(self, name)
+
+    def scores(self) -> Tensor:
+        """(E, r), the importance of each triplet."""
+        p, q = self.p_importance * self.p_uncertainty, self.q_importance * self.q_uncertainty
+        return self.lam_importance * self.lam_uncertainty + p.mean(1) + q.mean(2)
+
+
+class AdaLoRAPatch(WeightSitePatch[Triplets]):
+    """Triplets at n sites, which share one budget within each edit."""
+
+    kept: Tensor  # (E, n, r) bool, the triplets of the last choice
+    settled: Tensor  # (E,) bool, whether that choice stays
+
+    def __init__(self, seeds: Sequence[int], sites: Sequence[Any], branches: Sequence[Triplets], h: AdaLoRAHparams) -> None:
+        super().__init__(seeds, sites, branches)
+        self.h = h
+        self.register_buffer("kept", torch.ones(len(seeds), len(branches), h.init_r, dtype=torch.bool))
+        self.register_buffer("settled", torch.zeros(len(seeds), dtype=torch.bool))
+
+    def penalty(self) -> Tensor:
+        each = [branch.penalty() for _, branch in self.items()]
+        return self.h.orth_reg_weight * torch.stack(each).mean(0)
+
+    def after_step(self) -> Mapping[str, Tensor]:
+        learning = ~self.settled & (self.steps < self.h.settled_at)
+        if learning.any():
+            for _, branch in self.items():
+                branch.observe(learning, self.h.beta1, self.h.beta2)
+        budgets = [self.h.budget(step, len(self.sites)) for step in self.steps.tolist()]
+        chosen = torch.tensor([budget is not None for budget in budgets], device=self.settled.device) & ~self.settled
+        if chosen.any():
+            scores = torch.cat([branch.scores() for _, branch in self.items()], 1)
+            out = torch.tensor([scores.shape[1] - (budget or 0) for budget in budgets], device=scores.device)
+            kept = scores > _smallest(scores, out)
+            self.kept = torch.where(chosen[:, None, None], kept.view_as(self.kept), self.kept)
+        pruned = (chosen | self.settled)[:, None, None] & ~self.kept
+        for (_, branch), zero in zip(self.items(), pruned.unbind(1), strict=True):
+            branch.lam.masked_fill_(zero, 0)
+        self.settled |= self.steps >= self.h.settled_at
+        return {}
+
+    def trained(self, edit: int) -> list[Tensor]:
+        parts = zip(self.items(), self.kept[edit], strict=True)
+        return [t for (_, b), kept in parts for t in (b.p[edit] * kept, b.lam[edit] * kept, b.q[edit] * kept[:, None])]
+
+    def report(self, edit: int) -> dict[str, Any]:
+        """``ranks``: triplets kept, by site."""
+        return {"ranks": {site.name: int(kept.sum()) for site, kept in zip(self.sites, self.kept[edit], strict=True)}}
+
+
+def _smallest(scores: Tensor, k: Tensor) -> Tensor:
+    """(E, N), (E,) -> (E, 1), the k[e]-th smallest of each row; less than all where k[e] is 0."""
+    ascending = torch.cat([scores.new_full((len(scores), 1), -torch.inf), scores.sort().values], 1)
+    return ascending.gather(1, k[:, None])
+
+
+class AdaLoRA(Editor[AdaLoRAHparams]):
+    """Low-rank adaptation whose budget of singular values is shared among the sites by importance."""
+
+    Hparams = AdaLoRAHparams
+
+    def patch(self, seeds: Sequence[int]) -> AdaLoRAPatch:
+        h, draw = self.hparams, PerEdit(seeds)
+        places = sites(self.model, h.sites, h.layers)
+        branches = [
+            Triplets(
+                draw.normal((site.outputs, h.init_r), _DEVIATION),
+                draw.normal((h.init_r, site.inputs), _DEVIATION),
+                h.alpha / (h.init_r + _EPSILON),
+                h.dropout,
+                i,
+            )
+            for i, site in enumerate(places)
+        ]
+        return AdaLoRAPatch(seeds, places, branches, h)
+
+    def may_stop(self, steps: Tensor) -> Tensor:
+        return steps >= self.hparams.settled_at

@@ -1,0 +1,73 @@
+r"""BitFit (Ben Zaken et al., 2022, https://arxiv.org/abs/2106.10199): only bias terms are trained.
+
+.. math::  y = W x + b + \Delta b, \qquad \Delta b \in R^{O}
+
+The paper trains all biases. Here they are those of the blocks: of the linear maps with the chosen roles and, with
+``norms``, of the layer norms; the norm behind the last block stays as it is. A fresh patch is zero and changes nothing.
+
+Where the model has no bias (all maps of Llama, all RMS norms), one is added while an edit is attached. Such an edit is
+no change of weights that the model has and so cannot be merged; it can where every chosen place has a bias (GPT-2, OPT).
+
+Trained numbers of an edit: the sum of the widths O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ._branches import Branch, SitePatch
+from ._rows import Rows
+from ._sites import Site, blocks, sites
+from .base import Editor, SiteHparams, WeightPatch
+
+
+class BitFitHparams(SiteHparams):
+    norms: bool = Field(True, description="Also the biases of the blocks' layer norms")
+
+
+class Bias(Branch):
+    """y + delta."""
+
+    def __init__(self, delta: Tensor) -> None:
+        super().__init__()
+        self.delta = nn.Parameter(delta)  # (E, O)
+
+    def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+        return y + rows.per_row(self.delta, y.dtype)[:, None]
+
+
+class BiasPatch(SitePatch[Bias], WeightPatch):
+    """Changes of biases that the model has."""
+
+    def delta_weights(self, edit: int) -> dict[str, Tensor]:
+        return {f"{site.name}.bias": branch.delta[edit] for site, branch in self.items()}
+
+
+class BitFit(Editor[BitFitHparams]):
+    """Biases, a set for each edit."""
+
+    Hparams = BitFitHparams
+
+    def patch(self, seeds: Sequence[int]) -> SitePatch[Bias]:
+        places = sites(self.model, self.hparams.sites, self.hparams.layers)
+        if self.hparams.norms:
+            places += _norms(self.model, {site.layer for site in places})
+        owned = all(getattr(self.model.get_submodule(site.name), "bias", None) is not None for site in places)
+        kind = BiasPatch if owned else SitePatch[Bias]
+        return kind(seeds, places, [Bias(torch.zeros(len(seeds), site.outputs)) for site in places])
+
+
+def _norms(model: nn.Module, layers: set[int]) -> list[Site]:
+    """The norms of these blocks, known by their weight being a vector."""
+    names = {module: name for name, module in model.named_modules()}
+    weights = {layer: ((m, getattr(m, "weight", None)) for m in blocks(model)[layer].modules()) for layer in sorted(layers)}
+    return [
+        Site(names[m], layer, "norm", len(weight), len(weight))
+        for layer, found in weights.items()
+        for m, weight in found
+        if isinstance(weight, Tensor) and weight.dim() == 1
+    ]

@@ -1,0 +1,45 @@
+"""Every method with hyper-parameters for the tiny models. A new method is one more entry.
+
+All leave the lowest layer alone, so that its output is replayed, and reach a token probability of 0.1 within 30 steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from loredit import editors
+from loredit.editors import Editor, Hparams
+
+_SITES = {"sites": ["qkv", "mlp_down"], "layers": [1, 2]}
+_LOW_RANK = _SITES | {"lr": 1e-2, "rank": 4, "alpha": 8}
+
+METHODS: dict[str, dict[str, Any]] = {
+    "adalora": _SITES | {"lr": 5e-2, "init_r": 4, "alpha": 16, "orth_reg_weight": 0.1},
+    "adapter": {"placement": "houlsby", "layers": [1, 2], "reduction_factor": 4, "lr": 1e-2},
+    "bitfit": {"sites": ["attention_output", "mlp_down"], "layers": [1, 2], "lr": 3e-2},
+    "compacter": {"placement": "pfeiffer", "layers": [1, 2], "reduction_factor": 2, "lr": 3e-2},
+    "finetune": {"sites": ["mlp_down"], "layers": [1, 2], "lr": 5e-3},
+    "lora": _LOW_RANK,
+    "prefix": {"length": 3, "hidden": 8, "init_text": "Fact:", "lr": 3e-2},
+    "roselora": _LOW_RANK | {"tau": 0.3, "beta": 0.8, "t_i": 0.1, "t_f": 0.4},
+    "simplexlora": _LOW_RANK | {"omega_lr": 0.3},
+}
+
+# Schedules that are given in steps, fitted to the number of them.
+SCHEDULES: dict[str, Callable[[int], dict[str, Any]]] = {
+    "adalora": lambda n: {"target_r": 2, "tinit": 1, "tfinal": n // 2} if n > 3 else {"target_r": 4},
+    "simplexlora": lambda n: {"T": 2, "K": 2} if n > 3 else {"T": 1, "K": 1},
+}
+
+
+def hparams(method: str, **changes: Any) -> Hparams:
+    """The method's hyper-parameters for the tiny models, eight steps unless ``changes`` say otherwise."""
+    values = {"model": "tiny", "steps": 8} | METHODS[method] | changes
+    schedule = SCHEDULES[method](values["steps"]) if method in SCHEDULES else {}
+    return editors.find(method).Hparams(**schedule | values)
+
+
+def editor(method: str, model: Any, tokenizer: Any, *, seed: int = 0, **changes: Any) -> Editor[Any]:
+    """The method bound to a model, with :func:`hparams`."""
+    return editors.find(method)(model, tokenizer, hparams(method, **changes), seed=seed)

@@ -1,0 +1,111 @@
+"""Tiny models of every family, built from their configs, and a tokenizer of one token a byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+END = 256  # "<|endoftext|>", after the 256 bytes
+CONTEXT = 192
+_IDS = {"vocab_size": 257, "bos_token_id": None, "eos_token_id": END, "pad_token_id": None}
+_LLAMA = _IDS | {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "initializer_range": 0.2,
+}
+_GPT = _IDS | {"n_positions": CONTEXT, "n_embd": 32, "n_layer": 3, "n_head": 4, "initializer_range": 0.2}
+
+
+def gpt2() -> PreTrainedModel:
+    """Conv1D weights, (I, O); learned positions; query, key and value in one map."""
+    return GPT2LMHeadModel(GPT2Config(**_GPT))
+
+
+def llama() -> PreTrainedModel:
+    """Linear weights, (O, I); rotary positions; grouped-query attention."""
+    return LlamaForCausalLM(LlamaConfig(**_LLAMA))
+
+
+def gpt_neox() -> PreTrainedModel:
+    shape = {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"}
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**shape))
+
+
+def gptj() -> PreTrainedModel:
+    return GPTJForCausalLM(GPTJConfig(**_GPT, rotary_dim=4))
+
+
+def gpt_neo() -> PreTrainedModel:
+    """Every other layer attends to a window of 8 tokens only."""
+    kinds = [[["global", "local"], 1], [["global"], 1]]
+    shape = {"hidden_size": 32, "num_layers": 3, "num_heads": 4, "max_position_embeddings": CONTEXT, "window_size": 8}
+    return GPTNeoForCausalLM(GPTNeoConfig(**_IDS, **shape, attention_types=kinds, initializer_range=0.2))
+
+
+def opt() -> PreTrainedModel:
+    shape = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    ids = _IDS | {"pad_token_id": 0}
+    return OPTForCausalLM(
+        OPTConfig(**ids, **shape, word_embed_proj_dim=32, max_position_embeddings=CONTEXT, init_std=0.2)
+    )
+
+
+def mistral() -> PreTrainedModel:
+    """Attends to a window of 8 tokens only."""
+    return MistralForCausalLM(MistralConfig(**_LLAMA, sliding_window=8))
+
+
+def qwen2() -> PreTrainedModel:
+    return Qwen2ForCausalLM(Qwen2Config(**_LLAMA))
+
+
+def qwen3() -> PreTrainedModel:
+    return Qwen3ForCausalLM(Qwen3Config(**_LLAMA, head_dim=8))
+
+
+FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+    build.__name__: build for build in (gpt2, llama, gpt_neox, gptj, gpt_neo, opt, mistral, qwen2, qwen3)
+}
+
+
+def model(family: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    """The family's tiny model, always with the same weights."""
+    torch.manual_seed(0)
+    return FAMILIES[family]().to(dtype).eval()
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, so that a text's token positions are known without the tokenizer; no pad token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")

@@ -88,8 +88,11 @@ def main(
 ) -> None:
     console = Console(stderr=True)
     console.print("[dim]loading model and facts ...[/]")
+    from transformers.utils.logging import disable_progress_bar
+
     from loredit.evaluation import report, runs
 
+    disable_progress_bar()  # "Loading weights" is over in a second; the bar that matters is ours
     bar = Bar()
     try:
         with bar:

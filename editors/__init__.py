@@ -8,9 +8,10 @@ import inspect
 import pkgutil
 from typing import Any
 
+from ._models import load as load_model
 from .base import Editor, Edits, Hparams, Outcome, Patch, WeightPatch
 
-__all__ = ["Editor", "Edits", "Hparams", "Outcome", "Patch", "WeightPatch", "available", "find"]
+__all__ = ["Editor", "Edits", "Hparams", "Outcome", "Patch", "WeightPatch", "available", "find", "load_model"]
 
 
 def available() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -36,8 +37,8 @@ class Adam:
             m.lerp_(p.grad, 1 - _BETA1)
             v.mul_(_BETA2).addcmul_(p.grad, p.grad, value=1 - _BETA2)
             per_edit = (-1, *[1] * (p.dim() - 1))
-            size = (self.rates[name] / (1 - _BETA1**t)).view(per_edit)
-            root = (1 - _BETA2**t).rsqrt().view(per_edit)
+            size = (self.rates[name] / _one_minus_power(_BETA1, t)).view(per_edit)
+            root = _one_minus_power(_BETA2, t).rsqrt().view(per_edit)
             p.sub_(m.mul(size).div_(v.sqrt().mul_(root).add_(_EPSILON)))
 
     def restart(self, name: str, edits: Tensor) -> None:
@@ -50,3 +51,8 @@ class Adam:
         for state in (self.m, self.v, self.t):
             for name, value in state.items():
                 state[name] = value.index_select(0, index)
+
+
+def _one_minus_power(beta: float, t: Tensor) -> Tensor:
+    """1 - beta^t without the cancellation that would cost float32 half its digits in the first steps."""
+    return -torch.expm1(t * math.log(beta))

@@ -47,6 +47,23 @@ def logits_at(model: PreTrainedModel, ids: Tensor, at: tuple[Tensor, Tensor]) ->
         return model(input_ids=ids, use_cache=False).logits.squeeze(0)
 
 
+@contextmanager
+def rows_counted(model: nn.Module, rows: int) -> Iterator[None]:
+    """Refuses a batch of another number of rows, which would silently be cut into rows of another length."""
+
+    def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = args[0] if args else kwargs.get("input_ids")
+        found = len(kwargs["inputs_embeds"] if ids is None else ids)
+        if found != rows:
+            raise ValueError(f"edits are attached for {rows} rows, but the batch has {found}: name one, or -1, for each")
+
+    handle = model.register_forward_pre_hook(check, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 class _Reached(Exception):
     """Raised at a block to end a forward pass that has gone far enough."""
 

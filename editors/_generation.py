@@ -48,13 +48,15 @@ def continuations(
     prompts: Sequence[Sequence[int]],
     *,
     tokens: int,
+    context: int | None = None,
     choose: Callable[[Tensor, Sequence[int], int], Tensor] = greedy,
     attach: Attach = lambda rows: nullcontext(),
     stop: Callable[[int, int], bool] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[list[int]]:
     """The token ids that follow each prompt: ``tokens`` of them, or up to and with the first for which
-    ``stop(row, token)`` holds."""
+    ``stop(row, token)`` holds; fewer where prompt and text together fill the ``context`` (None: the model's)."""
+    context = context or model.config.max_position_embeddings
     out: list[list[int]] = [[] for _ in prompts]
     running, finished = list(range(len(prompts))), set[int]()
     ids, mask = padded(prompts, model.device, left=True)
@@ -70,7 +72,7 @@ def continuations(
             for row, token in zip(running, chosen.tolist(), strict=True):
                 if row not in finished:
                     out[row].append(token)
-                if stop and stop(row, token):
+                if (stop and stop(row, token)) or len(prompts[row]) + len(out[row]) >= context:
                     finished.add(row)
             if progress:
                 progress((step + 1) / tokens)

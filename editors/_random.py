@@ -50,7 +50,7 @@ def dropout(x: Tensor, p: float, keys: Tensor) -> Tensor:
 def uniform(keys: Tensor, shape: Sequence[int], bound: float) -> Tensor:
     """U(-bound, bound), (E, *shape): number i of edit e is a hash of ``keys[e]`` and i, whatever else is drawn."""
     places = torch.arange(math.prod(shape), dtype=torch.int32, device=keys.device)
-    return mixed(places + keys[:, None]).view(-1, *shape) * (bound / 0x80000000)
+    return mixed(places + keys[:, None]).view(len(keys), *shape) * (bound / 0x80000000)
 
 
 def mixed(h: Tensor) -> Tensor:

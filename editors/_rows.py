@@ -76,7 +76,7 @@ class Rows:
         """(R, T, I), (E, O, I) -> (R, T, O): each row times its own edit's matrix, in ``x``'s dtype."""
         if self.folded:
             w = self._take(weight, x.dtype, gather=False)
-            y = torch.bmm(x.reshape(len(w), -1, x.shape[-1]), w.mT)
+            y = torch.bmm(x.reshape(len(w), self.each * x.shape[-2], x.shape[-1]), w.mT)
             return y.view(*x.shape[:-1], w.shape[1])
         if weight[0].numel() <= _COPY_LIMIT:
             return torch.bmm(x, self._take(weight, x.dtype, gather=True).mT)

@@ -15,11 +15,13 @@ pfeiffer   MLP                 y                       16               relu    
 parallel   MLP                 what goes into the MLP  2                relu       4
 ========== =================== ======================= ================ ========== ===
 
-This is the papers' formula. AdapterHub's library departs from it in models that normalise before a sublayer, as all do
-here: its pfeiffer bottleneck reads y + r, its parallel one r, where r is the residual stream before the MLP's layer norm.
+This is the papers' formula. In models that normalise before a sublayer, as all do here, AdapterHub's library departs
+from it: its pfeiffer bottleneck reads y + r, its parallel one r, the residual stream before the MLP's layer norm.
 
-The up-projection starts at zero (He et al., 2022, https://arxiv.org/abs/2110.04366, for the parallel placement; the
-papers before start near zero), so a fresh patch changes nothing. Trained numbers of an edit: 2 m d + d + m at each place.
+The up-projection starts at zero (as in He et al., 2022, https://arxiv.org/abs/2110.04366, for the parallel placement;
+the earlier papers start near zero), so a fresh patch changes nothing.
+
+Trained numbers of an edit: 2 m d + d + m at each place.
 """
 
 from __future__ import annotations
@@ -41,8 +43,13 @@ from .base import Editor, Hparams, Layers
 Placement = Literal["houlsby", "pfeiffer", "parallel"]
 NonLinearity = Literal["relu", "swish", "gelu", "tanh"]
 
-_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "swish": F.silu, "gelu": F.gelu, "tanh": torch.tanh}
-_DEFAULTS: dict[object, dict[str, object]] = {
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "swish": F.silu,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+}
+_DEFAULTS: dict[str, dict[str, object]] = {
     "houlsby": {"reduction_factor": 16, "non_linearity": "swish", "scaling": 1.0},
     "pfeiffer": {"reduction_factor": 16, "non_linearity": "relu", "scaling": 1.0},
     "parallel": {"reduction_factor": 2, "non_linearity": "relu", "scaling": 4.0},
@@ -50,9 +57,11 @@ _DEFAULTS: dict[object, dict[str, object]] = {
 
 
 class BottleneckHparams(Hparams):
-    placement: Placement = Field(description="houlsby: after attention and MLP; pfeiffer: after MLP; parallel: beside MLP")
+    placement: Placement = Field(
+        description="houlsby: after attention and MLP; pfeiffer: after MLP; parallel: beside it"
+    )
     layers: Layers = Field("all", description='Which blocks: a list, a range such as "20-24", or "all"')
-    reduction_factor: float = Field(gt=0, description="The bottleneck is the model's width divided by this, rounded down")
+    reduction_factor: float = Field(gt=0, description="The bottleneck is the model's width divided by this")
     non_linearity: NonLinearity = Field(description="Activation in the bottleneck")
     scaling: float = Field(gt=0, description="What the bottleneck adds is multiplied by this")
 
@@ -61,7 +70,7 @@ class AdapterHparams(BottleneckHparams):
     @model_validator(mode="before")
     @classmethod
     def _as_the_placement_has_it(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return {**_DEFAULTS.get(values.get("placement"), {}), **values}
+        return {**_DEFAULTS.get(str(values.get("placement")), {}), **values}
 
 
 class Affine(nn.Module):
@@ -69,7 +78,8 @@ class Affine(nn.Module):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(weight.new_zeros(weight.shape[:2]))  # (E, O, I), (E, O)
+        self.weight = nn.Parameter(weight)  # (E, O, I)
+        self.bias = nn.Parameter(weight.new_zeros(weight.shape[:2]))  # (E, O)
 
     def forward(self, x: Tensor, rows: Rows) -> Tensor:
         """(R, T, I) -> (R, T, O)."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, final
@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.facts import Fact
 from ._encoding import Encoder
+from ._forward import rows_counted
 from ._random import seed_of
 from ._rows import Rows
 from ._shapes import fitted
@@ -307,9 +308,15 @@ class Edits:
     def __getitem__(self, i: int) -> Edits:
         return self.taken([range(len(self))[i]])
 
-    def on(self, rows: Sequence[int]) -> AbstractContextManager[None]:
-        """While open, row r of a batch is computed with edit ``rows[r]``; -1 is the unedited model."""
-        return self.patch.attached(self.editor.model, Rows(rows, len(self), self.editor.model.device))
+    @contextmanager
+    def on(self, rows: Sequence[int]) -> Iterator[None]:
+        """While open, row r of a batch is computed with edit ``rows[r]``; -1 is the unedited model.
+
+        A batch of another number of rows is a ValueError.
+        """
+        model = self.editor.model
+        with rows_counted(model, len(rows)), self.patch.attached(model, Rows(rows, len(self), model.device)):
+            yield
 
     def num_trainable_parameters(self) -> int:
         """Trained numbers of one edit."""

@@ -3,10 +3,11 @@ r"""BitFit (Ben Zaken et al., 2022, https://arxiv.org/abs/2106.10199): only bias
 .. math::  y = W x + b + \Delta b, \qquad \Delta b \in R^{O}
 
 The paper trains all biases. Here they are those of the blocks: of the linear maps with the chosen roles and, with
-``norms``, of the layer norms; the norm behind the last block stays as it is. A fresh patch is zero and changes nothing.
+``norms``, of the layer norms; the norm behind the last block stays as it is. A fresh patch changes nothing. Where
+positions are learned (GPT-2), a key's bias has no effect on attention; rounding noise is all that moves it.
 
 Where the model has no bias (all maps of Llama, all RMS norms), one is added while an edit is attached. Such an edit is
-no change of weights that the model has and so cannot be merged; it can where every chosen place has a bias (GPT-2, OPT).
+no change of weights that the model has and cannot be merged; with a bias at every chosen place (GPT-2, OPT) it can.
 
 Trained numbers of an edit: the sum of the widths O.
 """
@@ -64,10 +65,9 @@ class BitFit(Editor[BitFitHparams]):
 def _norms(model: nn.Module, layers: set[int]) -> list[Site]:
     """The norms of these blocks, known by their weight being a vector."""
     names = {module: name for name, module in model.named_modules()}
-    weights = {layer: ((m, getattr(m, "weight", None)) for m in blocks(model)[layer].modules()) for layer in sorted(layers)}
+    found = [(layer, m, getattr(m, "weight", None)) for layer in sorted(layers) for m in blocks(model)[layer].modules()]
     return [
         Site(names[m], layer, "norm", len(weight), len(weight))
-        for layer, found in weights.items()
-        for m, weight in found
+        for layer, m, weight in found
         if isinstance(weight, Tensor) and weight.dim() == 1
     ]

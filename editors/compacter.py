@@ -6,12 +6,12 @@ An adapter (see :mod:`~loredit.editors.adapter`) whose two maps are low-rank par
     W = \sum_{i=1}^{n} A_i \otimes B_i, \qquad A_i \in R^{n \times n}, \quad
     B_i = s_i t_i^T \in R^{O/n \times I/n}, \quad s_i \in R^{O/n \times r},\ t_i \in R^{I/n \times r}
 
-One set of A is shared by both maps of all adapters of an edit; s and t are each map's own. Names and defaults are
-AdapterHub's: n is ``phm_dim`` (4), r ``phm_rank`` (1), reduction factor 32, gelu; placement houlsby is Compacter,
-pfeiffer Compacter++. n must divide the model's width d and the bottleneck m.
+One set of A is shared by both maps of all adapters of an edit; s and t are each map's own. n must divide the model's
+width d and the bottleneck m. Names and defaults are AdapterHub's: n is ``phm_dim`` (4), r ``phm_rank`` (1), reduction
+factor 32, gelu; placement houlsby is Compacter, pfeiffer Compacter++.
 
-With A from N(0, 1/n), s from N(0, 1/(r n)) and t uniform in :math:`\pm (I/n)^{-1/2}`, the entries of W have the variance
-of an adapter's. The s of the maps up start at zero, so a fresh patch changes nothing.
+With A from N(0, 1/n), s from N(0, 1/(r n)) and t uniform in :math:`\pm (I/n)^{-1/2}`, the entries of W start with the
+variance of an adapter's. The s of the maps up start at zero, so a fresh patch changes nothing.
 
 Trained numbers of an edit: n^3 + K (2 r (m + d) + m + d) with K adapters.
 """
@@ -32,7 +32,7 @@ from .base import Editor
 
 
 class CompacterHparams(BottleneckHparams):
-    reduction_factor: float = Field(32, gt=0, description="The bottleneck is the model's width divided by this, rounded down")
+    reduction_factor: float = Field(32, gt=0, description="The bottleneck is the model's width divided by this")
     non_linearity: NonLinearity = Field("gelu", description="Activation in the bottleneck")
     scaling: float = Field(1.0, gt=0, description="What the bottleneck adds is multiplied by this")
     phm_dim: int = Field(4, gt=0, description="Number n of Kronecker products in a sum, and the size of each A")
@@ -44,8 +44,9 @@ class PHM(nn.Module):
 
     def __init__(self, a: nn.Parameter, s: Tensor, t: Tensor) -> None:
         super().__init__()
-        self.a = a  # (E, n, n, n): A_i is a[:, i]
-        self.s, self.t = nn.Parameter(s), nn.Parameter(t)  # (E, O/n, n r), (E, n r, I/n): of i its r columns, its r rows
+        self.a = a  # (E, n, n, n), A_i is a[:, i]
+        self.s = nn.Parameter(s)  # (E, O/n, n r), r columns for each i
+        self.t = nn.Parameter(t)  # (E, n r, I/n), r rows for each i
         self.bias = nn.Parameter(s.new_zeros(len(s), a.shape[1] * s.shape[1]))  # (E, O)
 
     def forward(self, x: Tensor, rows: Rows) -> Tensor:
@@ -69,8 +70,8 @@ class Compacter(Editor[CompacterHparams]):
         def projections(m: int, d: int) -> tuple[nn.Module, nn.Module]:
             if m % n or d % n:
                 raise ValueError(
-                    f"phm_dim ({n}) must divide the model's width ({d}) and the bottleneck ({m}, which is the width divided "
-                    f"by reduction_factor {self.hparams.reduction_factor:g}); change one of the two"
+                    f"phm_dim ({n}) must divide the model's width ({d}) and the bottleneck ({m}, which is the width "
+                    f"divided by reduction_factor {self.hparams.reduction_factor:g}); change one of the two"
                 )
             down = PHM(a, draw.normal((m // n, n * r), (r * n) ** -0.5), draw.uniform((n * r, d // n), (d / n) ** -0.5))
             up = PHM(a, torch.zeros(len(seeds), d // n, n * r), draw.uniform((n * r, m // n), (m / n) ** -0.5))

@@ -60,5 +60,5 @@ class FineTune(Editor[FineTuneHparams]):
 
     def patch(self, seeds: Sequence[int]) -> WeightSitePatch[Dense]:
         places = sites(self.model, self.hparams.sites, self.hparams.layers)
-        bound = self.hparams.norm_constraint
-        return WeightSitePatch(seeds, places, [Dense(torch.zeros(len(seeds), s.outputs, s.inputs), bound) for s in places])
+        zeros = [torch.zeros(len(seeds), site.outputs, site.inputs) for site in places]
+        return WeightSitePatch(seeds, places, [Dense(change, self.hparams.norm_constraint) for change in zeros])

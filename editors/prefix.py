@@ -1,17 +1,18 @@
-r"""Prefix tuning (Li & Liang, 2021, https://arxiv.org/abs/2101.00190): learned keys and values before every layer's own.
+r"""Prefix tuning (Li & Liang, 2021, https://arxiv.org/abs/2101.00190): learned keys and values in every layer.
 
 Each layer attends to l more positions, whose keys and values P are trained; all else stays. In training they are
 computed by an MLP (section 4.3), beside what they start as:
 
 .. math::  P_i = P^0_i + W_2 \tanh(W_1 P'_i + b_1) + b_2, \qquad i = 1 ... l
 
-W_2 and b_2 start at zero and P^0 is what the model itself computes for the l first tokens of ``init_text`` (section
-7.4: real words rather than random numbers), so a fresh patch is the model with that text before every prompt. A finished
-edit holds P alone. Edited further, as in sequential editing, its P is the new P^0, beside a fresh MLP.
+W_2 and b_2 start at zero and P^0 is what the model itself computes for ``init_text`` (section 7.4: real words rather
+than random numbers), so a fresh patch is the model with that text before every prompt. A finished edit holds P alone.
+Edited further, as in sequential editing, its P is the new P^0, beside a fresh MLP.
 
 Positions: the prefix is at 0 ... l - 1 and a text begins at l, for learned and for rotary positions, so a text may be l
 tokens shorter than the context. As in PEFT's prefix tuning, P is a key as attention sees it, after rotation. Rows
-without an edit keep their positions and do not see the prefix. No weights change, so an edit cannot be merged.
+without an edit keep their positions and do not see the prefix. A sliding window leaves the prefix behind as it leaves
+text. No weights change, so an edit cannot be merged.
 
 Numbers, with L layers and d = key-value heads times head width (the model's width but for grouped-query attention):
 2 L d l are kept by an edit; trained with the MLP of m hidden units are l d + (d + 1) m + (m + 1) 2 L d.
@@ -37,9 +38,12 @@ from .base import Editor, Hparams, Patch
 
 class PrefixHparams(Hparams):
     length: int = Field(gt=0, description="Number l of positions before every text")
-    hidden: int | None = Field(gt=0, description="Hidden units m of the MLP in training; null: train the keys and values")
+    hidden: int | None = Field(
+        gt=0, description="Hidden units m of the MLP in training; null: no MLP, P itself is trained"
+    )
     init_text: str = Field(
-        min_length=1, description="The prefix starts as the model's keys and values of this text, repeated to `length` tokens"
+        min_length=1,
+        description="The prefix starts as what the model computes for this text, repeated to `length` tokens",
     )
 
 
@@ -92,7 +96,7 @@ class PrefixPatch(Patch):
         kv = rows.per_row(self.keys_and_values(), model.dtype).permute(2, 3, 0, 4, 1, 5)
         length, edited = kv.shape[4], rows.edited.flatten(1).long()
 
-        def prepend(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        def prepend(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             ids = args[0] if args else kwargs["input_ids"]
             cache, mask, places = (kwargs.get(key) for key in ("past_key_values", "attention_mask", "position_ids"))
             cache = DynamicCache(config=model.config) if cache is None else cache
@@ -145,5 +149,5 @@ def _keys_and_values(model: PreTrainedModel, ids: Sequence[int], length: int) ->
     cache = DynamicCache()
     with frozen(model):
         model(input_ids=repeated, past_key_values=cache, use_cache=True)
-    kv = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers])
+    kv = torch.stack([torch.cat([layer.keys, layer.values]) for layer in cache.layers])  # type: ignore[union-attr, list-item]
     return kv.permute(3, 0, 1, 2, 4).cpu().to(torch.promote_types(torch.float32, model.dtype))

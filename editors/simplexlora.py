@@ -6,26 +6,24 @@ weights of the sites.
     A_i \in R^{r_i \times I},\ B_i \in R^{O \times r_i},\ \omega \in
     \Delta = \{\omega : \omega_i \ge 0,\ \textstyle\sum_i \omega_i = n\}
 
-over the n sites of an edit. Ranks r_i start at r_0 (``rank``), :math:`\omega` at 1, A and B as LoRA's. After each
-optimizer step :math:`\omega` is moved to the nearest point of :math:`\Delta`; after every T steps
-:math:`r_i = \lfloor \omega_i r_0 \rfloor`, so that :math:`\sum_i r_i \le n r_0`. After K such rounds :math:`\omega` is
-folded into B and stays 1, ranks are frozen, and training goes on as LoRA's, also with facts that are edited later on
-the same patch. The scale stays :math:`\alpha / r_0` whatever r_i.
+over the n sites of an edit. Ranks r_i start at r_0 (``rank``), :math:`\omega` at 1, A and B as LoRA's. With each step of
+Adam on A and B, :math:`\omega` takes a step of its own, :math:`\omega - \eta_\omega \partial L / \partial \omega` (plain, as
+the authors': Adam's would be alike for all sites), and is moved to the nearest point of :math:`\Delta`. After every T
+steps :math:`r_i = \lfloor \omega_i r_0 \rfloor`, so that :math:`\sum_i r_i \le n r_0`. After K such rounds :math:`\omega`
+is folded into B and stays 1, ranks are frozen, and training goes on as LoRA's, also with facts that are edited later
+on the same patch. The scale stays :math:`\alpha / r_0` whatever r_i.
 
 A smaller rank keeps the product's largest singular values, which is the least error there is in the Frobenius norm: QR
 of both factors, SVD of the small core :math:`R_B R_A^T = U S V^T`, then :math:`B = Q_B U S`, :math:`A = V^T Q_A^T`
 (times and over the length of LoRA's first rows, so that a step of Adam moves old and new directions alike). A larger
 rank keeps both factors and adds rows to A, drawn like the first ones, and zero columns to B: the product is the same.
 Where a rank has changed, Adam's moments of A and B, and its count of their steps, begin anew; so they do in all factors
-when :math:`\omega` is folded in. Those of :math:`\omega` go on. A rank of 0 removes the adapter for good: its
+when :math:`\omega` is folded in. :math:`\omega` has no moments. A rank of 0 removes the adapter for good: its
 :math:`\omega_i` is 0 from the next projection on, and the others still share all of n.
 
 Trained numbers of an edit: r_i (I + O) at each site, and n for :math:`\omega`. Edits are padded to the largest rank at
 a site; a padded row of A and column of B are both zero, hence so are their gradients, and they stay zero.
 An edit stops early only from step T K on.
-
-The authors' public optimizer takes plain gradient steps for :math:`\omega` (here Adam, as for all parameters) and
-rounds ranks up (``rank_rule: ceil``, whose sum may be more than n r_0).
 """
 
 from __future__ import annotations
@@ -52,10 +50,12 @@ _SALT = 0x51ED270B  # other random numbers than dropout's
 
 class SimplexLoRAHparams(LoRAHparams):
     rank: int = Field(gt=0, description="Rank r_0 at each site in the beginning, and the largest mean in the end")
-    omega_lr: float = Field(gt=0, description="Learning rate of the weights omega")
+    omega_lr: float = Field(gt=0, description="Learning rate of the weights omega, which take plain gradient steps")
     T: int = Field(gt=0, description="Steps of a round; ranks follow omega at its end")
     K: int = Field(gt=0, description="Rounds, after which ranks are frozen")
-    rank_rule: RankRule = Field("floor", description="From omega r_0 to a rank; largest_remainder uses the budget up")
+    rank_rule: RankRule = Field(
+        "floor", description="From omega r_0 to a rank; largest_remainder uses up the budget, ceil may exceed it"
+    )
     project_every: int = Field(1, gt=0, description="Steps from one projection of omega to the next")
     resize: Literal["svd", "reinit"] = Field("svd", description="svd keeps what was learned, reinit begins anew")
 
@@ -122,7 +122,7 @@ class SimplexPatch(WeightSitePatch[WeightedLowRank]):
 
     def after_step(self) -> Mapping[str, Tensor]:
         h, branches = self.h, [branch for _, branch in self.items()]
-        omega = torch.stack([branch.omega for branch in branches], 1)  # (E, n)
+        omega = torch.stack([branch.omega - h.omega_lr * branch.omega.grad for branch in branches], 1)  # (E, n)
         learning = self.rounds < h.K
         # An edit that has become NaN keeps its ranks; its next loss ends it.
         ends = learning & (self.steps % h.T == 0) & omega.isfinite().all(1)
@@ -206,7 +206,8 @@ class SimplexLoRA(Editor[SimplexLoRAHparams]):
         return SimplexPatch(seeds, fresh.sites, [*fresh.branches], self.hparams)  # type: ignore[list-item]
 
     def learning_rate(self, parameter: str) -> float:
-        return self.hparams.omega_lr if parameter.endswith(".omega") else self.hparams.lr
+        # The patch takes the steps of omega itself.
+        return 0.0 if parameter.endswith(".omega") else self.hparams.lr
 
     def may_stop(self, steps: Tensor) -> Tensor:
         return steps >= self.hparams.T * self.hparams.K

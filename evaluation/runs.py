@@ -33,7 +33,7 @@ from .scoring import Mode, evaluate
 RUN, RESULTS, SUMMARY = "run.json", "results.jsonl", "summary.json"
 
 # Shares of a batch's time, for the progress bar only.
-_PHASES = {"training": (0.0, 0.7), "scoring": (0.7, 0.1), "generating answers": (0.8, 0.1), "generating texts": (0.8, 0.2)}
+_PHASES = {"training": (0.0, 0.7), "scoring": (0.7, 0.1), "generating answers": (0.8, 0.05), "generating texts": (0.85, 0.15)}
 
 
 class RunError(ValueError):

@@ -235,11 +235,16 @@ def _continued(
     """The unedited and the edited model's continuation of each prompt, in one batch."""
     editor = edits.editor
     out: list[tuple[str, str]] = []
-    for chunk in _chunks(requests, [1] * len(requests), _ROWS[editor.model.device.type] // 2):
+    most, context = _ROWS[editor.model.device.type] // 2, editor.encoder.context - editor.encoder.reserved
+    prompts = {request.prompt: editor.encoder.prompt(request.prompt).ids for request in requests}
+    # A text that may fill the context is written alone: its width would push the others' beyond it.
+    sizes = [most if len(prompts[request.prompt]) + tokens > context else 1 for request in requests]
+    for chunk in _chunks(requests, sizes, most):
         ids = continuations(
             editor.model,
-            [editor.encoder.prompt(request.prompt).ids for request in chunk] * 2,
+            [prompts[request.prompt] for request in chunk] * 2,
             tokens=tokens,
+            context=context,
             choose=chooser(chunk),
             attach=_attaching(edits, [-1] * len(chunk) + [request.job.edit for request in chunk]),
             stop=_stopping(stop, chunk),

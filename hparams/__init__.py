@@ -38,6 +38,13 @@ def load(cls: type[M], editor: str, name: str, overrides: Sequence[str] = ()) ->
     return validated(cls, values | dict(map(_override, overrides)), str(source))
 
 
+def preset(editor: str, name: str, **overrides: Any) -> Any:
+    """An editor's preset as a hyper-parameter object, for library use: ``preset("roselora", "smollm2", lr=1e-3)``."""
+    from ..editors import find
+
+    return load(find(editor).Hparams, editor, name, [f"{key}={value}" for key, value in overrides.items()])
+
+
 def validated(cls: type[M], values: Mapping[str, Any], source: str) -> M:
     """The values as hyper-parameters, or one error that lists every fault."""
     try:

@@ -23,7 +23,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": _LOW_RANK,
     "prefix": {"length": 3, "hidden": 8, "init_text": "Fact:", "lr": 3e-2},
     "roselora": _LOW_RANK | {"tau": 0.3, "beta": 0.8, "t_i": 0.1, "t_f": 0.4},
-    "simplexlora": _LOW_RANK | {"omega_lr": 0.3},
+    "simplexlora": _LOW_RANK | {"omega_lr": 2},
 }
 
 # Schedules that are given in steps, fitted to the number of them.

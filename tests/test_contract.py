@@ -1,7 +1,7 @@
 """What every editing method must keep, whatever it trains, on a GPT-2 and a Llama in float64.
 
 A new method is one more entry in ``methods.py``. Together and alone differ by the order of floating-point sums only:
-about 1e-16, of which eight steps of Adam make 1e-11 where a gradient is zero but for rounding (it divides by 1e-8).
+about 1e-16, of which six steps of Adam make 1e-11 where a gradient is zero but for rounding (it divides by 1e-8).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import methods
@@ -22,18 +23,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loredit import editors
 from loredit.data import Fact
-from loredit.editors import Editor, Edits, WeightPatch, _training
+from loredit.editors import Editor, Edits, Patch, WeightPatch, _training
 from loredit.editors._generation import continuations
 from loredit.editors._saving import EditsError
 from loredit.editors._training import Work
 from loredit.evaluation.scoring import evaluate
 
+STEPS = 6
 CHANGES = {
     "plain": {},
-    "dropout": {"dropout": 0.3},
-    "contexts and kl": {"contexts": 2, "kl_weight": 0.5, "kl_prompts": ("{} is a", "Hello")},
-    "clipping": {"clip_norm": 0.05, "end_of_text": True},
+    "contexts and kl": {"contexts": 1, "kl_weight": 0.5, "kl_prompts": ("{} is a", "Hello")},
+    "clipping and dropout": {"clip_norm": 0.05, "end_of_text": True, "dropout": 0.3},
 }
+bound = partial(methods.editor, steps=STEPS)
 TEXTS = ("The capital of France", "Water is, as you know", "Nothing")
 
 
@@ -63,7 +65,7 @@ def some(facts: Sequence[Fact]) -> Sequence[Fact]:
 
 @pytest.fixture(scope="module")
 def editor(method: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Editor[Any]:
-    return methods.editor(method, model, tokenizer)
+    return bound(method, model, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def edits(editor: Editor[Any], some: Sequence[Fact]) -> Edits:
 @pytest.fixture(scope="module")
 def stopped(method: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> Edits:
     """Four facts, of which some stop early."""
-    return methods.editor(method, model, tokenizer, steps=20, stop_at=0.04).edit_each(facts[1:])
+    return bound(method, model, tokenizer, steps=20, stop_at=0.04).edit_each(facts[1:])
 
 
 def values(edits: Edits, e: int) -> dict[str, Tensor]:
@@ -119,10 +121,9 @@ def test_every_method_is_here():
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_trained_together_is_trained_alone(method, change, model, tokenizer, some, edits):
-    changes = CHANGES[change]
-    if not changes.keys() <= editors.find(method).Hparams.model_fields.keys():
-        pytest.skip(f"{method} has no {change}")
-    editor = methods.editor(method, model, tokenizer, **changes)
+    known = editors.find(method).Hparams.model_fields  # not every method has a dropout
+    changes = {name: value for name, value in CHANGES[change].items() if name in known}
+    editor = bound(method, model, tokenizer, **changes)
     together = editor.edit_each(some)
     for e, fact in enumerate(some):
         alone = editor.edit_each([fact])
@@ -180,7 +181,7 @@ def test_the_answer_becomes_likelier(model, tokenizer, some, edits):
 
 def test_the_seed_repeats_an_edit_and_tells_it_from_others(method, model, tokenizer, some, editor):
     first, again = editor.edit_each(some[:2]), editor.edit_each(some[:2])
-    other = methods.editor(method, model, tokenizer, steps=1, seed=1).edit_each(some[:2])
+    other = bound(method, model, tokenizer, steps=1, seed=1).edit_each(some[:2])
     torch.testing.assert_close(first.patch.lasting(), again.patch.lasting(), rtol=0, atol=0)
     assert len({*first.patch.seeds.tolist(), *other.patch.seeds.tolist()}) == 4
 
@@ -223,7 +224,7 @@ def test_the_model_is_left_as_it_was(method, family, tokenizer, some, edits):
     model.get_output_embeddings().eval()
     flags = [p.requires_grad for p in model.parameters()], [m.training for m in model.modules()]
 
-    again = methods.editor(method, model, tokenizer).edit_each(some)
+    again = bound(method, model, tokenizer).edit_each(some)
     assert_same(values(again, 0), values(edits, 0))
     assert flags == ([p.requires_grad for p in model.parameters()], [m.training for m in model.modules()])
     assert all(p.grad is None for p in model.parameters())
@@ -258,7 +259,7 @@ def test_the_model_is_left_as_it_was_when_training_breaks_off(where, method, fam
         else:
             patched.setattr(_training.Adam, "step", breaking(_training.Adam.step))
         with pytest.raises(RuntimeError, match="planted"):
-            methods.editor(method, model, tokenizer).edit_each(some[:2], edits_at_once=2)
+            bound(method, model, tokenizer).edit_each(some[:2], edits_at_once=2)
     vars(head).pop("forward", None)  # monkeypatch puts the method back as an attribute
     assert hooks_on(model) == 0
     assert all(p.requires_grad for p in model.parameters())
@@ -288,9 +289,15 @@ def test_rows_of_a_batch_are_each_computed_with_their_own_edit(model, tokenizer,
             assert torch.allclose(batch[r], plain[r], rtol=1e-12, atol=1e-12) == (e == -1)
 
 
-def test_rows_that_name_no_edit_are_refused(edits):
+def test_rows_that_name_no_edit_and_batches_of_other_rows_are_refused(model, edits):
     with pytest.raises(IndexError, match="from -1 to 2, got 0 to 3"), edits.on([0, 3]):
         pass
+    for batch in (
+        {"input_ids": torch.zeros(3, 4, dtype=torch.long)},
+        {"inputs_embeds": torch.zeros(3, 4, 32).double()},
+    ):
+        with pytest.raises(ValueError, match="attached for 2 rows, but the batch has 3"), edits.on([0, 1]):
+            model(**batch)
 
 
 def test_generation_in_a_padded_batch_is_generation_alone(model, tokenizer, edits):
@@ -342,8 +349,9 @@ def test_single_edits_and_joined_ones_are_the_same_edits(edits):
         edits[3]
     joined = Edits.concatenated([edits[2], edits[0]])
     assert joined.facts == (edits.facts[2], edits.facts[0])
-    torch.testing.assert_close(values(joined, 0), values(edits, 2), rtol=0, atol=0)
-    torch.testing.assert_close(values(joined, 1), values(edits, 0), rtol=0, atol=0)
+    for e, i in enumerate((2, 0)):
+        own, theirs = values(joined, e), values(edits, i)
+        assert all(torch.equal(cut(own[name]), cut(theirs[name])) for name in theirs)
 
 
 def test_a_merged_edit_computes_what_the_attached_one_does(method, model, tokenizer, edits):
@@ -361,6 +369,8 @@ def test_a_merged_edit_computes_what_the_attached_one_does(method, model, tokeni
 
 
 def test_trained_numbers_are_counted_as_they_are(edits):
+    if type(edits.patch).trained is not Patch.trained:
+        pytest.skip("not all of its numbers count (padding, pruned triplets); the method's own test has its formula")
     numbers = [x for p in edits.patch.parameters() for x in p[1].flatten().tolist()]
     assert edits.num_trainable_parameters() == len(numbers)
     assert edits.nonzero_share(1) == sum(x != 0 for x in numbers) / len(numbers)
@@ -389,7 +399,7 @@ def test_a_fact_the_model_cannot_compute_leaves_the_others(method, family, token
     with torch.no_grad():
         model.get_input_embeddings().weight[tokenizer("~")["input_ids"]] = math.nan
     sick = Fact(case_id="sick", prompt="A tilde ~ is", target_new="poison")
-    editor = methods.editor(method, model, tokenizer)
+    editor = bound(method, model, tokenizer)
     mixed, expected = editor.edit_each([some[0], sick, some[1]]), editor.edit_each(some[:2])
     assert mixed.outcomes[1].error == "the loss became nan at step 0; a lower lr may help"
     assert all(t.isfinite().all() for t in mixed.patch.lasting().values())
@@ -408,7 +418,7 @@ def test_a_loss_that_becomes_nan_leaves_the_others(editor, some, edits, monkeypa
 
     monkeypatch.setattr(Work, "losses", poisoned)
     mixed = editor.edit_each(some)
-    assert [outcome.steps for outcome in mixed.outcomes] == [8, 3, 8]
+    assert [outcome.steps for outcome in mixed.outcomes] == [STEPS, 3, STEPS]
     assert [outcome.error for outcome in mixed.outcomes] == [
         None,
         "the loss became nan at step 3; a lower lr may help",
@@ -441,12 +451,12 @@ def test_out_of_memory_halves_the_batch(editor, some, edits, monkeypatch, caplog
 
 
 @pytest.mark.parametrize("method", ["lora", "roselora"])
-def test_in_float32_side_by_side_is_one_by_one(method, family, tokenizer, facts):
+def test_in_float32_side_by_side_is_one_by_one(method, family, tokenizer, some):
     # Within 1e-4 of the whole edit: an element whose gradient is all rounding may wander, as in any Adam.
     model = tiny.model(family, torch.float32)
-    editor = methods.editor(method, model, tokenizer, dropout=0.1, lr=5e-3)
-    together = editor.edit_each(facts)
-    for e, fact in enumerate(facts):
+    editor = bound(method, model, tokenizer, dropout=0.1, lr=5e-3)
+    together = editor.edit_each(some)
+    for e, fact in enumerate(some):
         alone = editor.edit_each([fact])
         a, b = (
             torch.cat([p[i].flatten() for p in edits.patch.parameters()]) for edits, i in ((together, e), (alone, 0))

@@ -35,6 +35,11 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def close(family: str) -> dict[str, float]:
+    """GPT-J and GPT-Neo compute attention in float32, whatever the model's dtype."""
+    return {"rtol": 1e-4, "atol": 1e-6} if family in ("gptj", "gpt_neo") else {"rtol": 1e-9, "atol": 1e-10}
+
+
 # Rows
 
 
@@ -143,7 +148,7 @@ def test_all_faults_of_sites_and_layers_are_reported_together(tokenizer):
 def test_an_unknown_family_is_refused_by_name():
     model = nn.Module()
     model.config = SimpleNamespace(model_type="mamba")
-    with pytest.raises(SiteError, match="models of type 'mamba' are not known here; known: gpt2, .*qwen3"):
+    with pytest.raises(SiteError, match=r"models of type 'mamba' are not known here; known: gpt2, .*qwen3"):
         sites(model, ["qkv"])
 
 
@@ -190,7 +195,7 @@ def test_the_end_of_text_is_trained_after_the_answer(tokenizer):
 def test_texts_that_cannot_be_used_are_refused(tokenizer):
     encoder = Encoder(tokenizer, 12)
     assert len(encoder.answered("eight in", "all").ids) == 12
-    with pytest.raises(EncodingError, match=r"13 tokens, but the model's context is 12: 'nine here, all'"):
+    with pytest.raises(EncodingError, match=r"13 tokens, but the model's context is 12: 'nine here all'"):
         encoder.answered("nine here", "all")
     with pytest.raises(EncodingError, match="13 tokens"):
         encoder.answered("eight in", "all", end_of_text=True)
@@ -239,8 +244,10 @@ def test_a_batch_predicts_each_wanted_token_from_the_one_before():
 # Adam
 
 
-def test_adam_is_torchs_adam_for_every_edit_from_its_own_first_step():
-    start, grads, rate = randn(3, 4, 5), [randn(3, 4, 5, seed=s) * 10.0**-s for s in range(1, 8)], 0.03
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_adam_is_torchs_adam_for_every_edit_from_its_own_first_step(dtype, tolerance):
+    start = randn(3, 4, 5).to(dtype)
+    grads, rate = [randn(3, 4, 5, seed=s).to(dtype) * 10.0**-s for s in range(1, 8)], 0.03
     p = nn.Parameter(start.clone())
     adam = Adam({"p": p}, {"p": rate})
     theirs = [nn.Parameter(one.clone()) for one in start]
@@ -259,13 +266,13 @@ def test_adam_is_torchs_adam_for_every_edit_from_its_own_first_step():
     optimizers[1] = torch.optim.Adam([theirs[1]], lr=rate)
     step(grads[3], [0, 1, 2])
     gone = p[1].detach().clone()
-    torch.testing.assert_close(gone, theirs[1].detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gone, theirs[1].detach(), rtol=tolerance, atol=tolerance)
 
     p = nn.Parameter(p.detach()[[0, 2]])
     adam.take(torch.tensor([0, 2]))
     for grad in grads[4:]:
         step(grad, [0, 2])
-    torch.testing.assert_close(p.detach(), torch.stack([theirs[0], theirs[2]]).detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(p.detach(), torch.stack([theirs[0], theirs[2]]).detach(), rtol=tolerance, atol=tolerance)
 
 
 def test_rates_belong_to_parameters_by_name():
@@ -296,7 +303,7 @@ def test_the_hash_is_lowbias32():
 def test_dropout_keeps_its_share_scaled_and_without_pattern():
     x, keys = torch.ones(8, 100, 100), mixed(torch.arange(8, dtype=torch.int32))
     dropped = dropout(x, 0.1, keys)
-    assert {*dropped.unique().tolist()} == {0.0, pytest.approx(1 / 0.9)}
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.9])
     # Of 80,000 numbers the share deviates by 0.001; rows, tokens and features by 0.003 to 0.011; five times that.
     assert (dropped == 0).double().mean().item() == pytest.approx(0.1, abs=0.005)
     for axes in ((1, 2), (0, 2), (0, 1)):
@@ -357,7 +364,7 @@ def test_replaying_lower_blocks_is_a_full_pass(family, tokenizer):
 
 def test_replayed_blocks_are_not_run(model, tokenizer):
     ids = torch.tensor([tokenizer(TEXTS[0])["input_ids"]])
-    blocks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == 3][0]
+    blocks = next(m for m in model.modules() if isinstance(m, nn.ModuleList))
     hidden, ran = input_of(model, 2, ids), []
     handles = [m.register_forward_hook(lambda m, *_: ran.append(m)) for block in blocks for m in block.children()]
     with replayed(model, 2, hidden):
@@ -370,16 +377,15 @@ def test_replayed_blocks_are_not_run(model, tokenizer):
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_an_edit_is_trained_and_merged_in_every_family(family, tokenizer, facts):
     model = tiny.model(family)
-    roles = [role for role in ("qkv", "attention_output", "mlp_up", "mlp_gate", "mlp_down") if role in ROLES]
-    roles = [role for role in roles if role != "mlp_gate" or family in ("llama", "mistral", "qwen2", "qwen3")]
+    roles = ["qkv", "attention_output", "mlp_up", "mlp_down"]
     editor = methods.editor("lora", model, tokenizer, sites=roles, steps=2)
     edits, ids = editor.edit_each(facts[:2]), tokenizer(facts[1].prompt)["input_ids"]
     alone, merged = editor.edit_each(facts[1:2]), edits.merged(1)
     with edits.on([1]):
         logits = slow.logits(model, ids)
     with alone.on([0]):
-        torch.testing.assert_close(slow.logits(model, ids), logits, rtol=1e-8, atol=1e-9)
-    torch.testing.assert_close(slow.logits(merged, ids), logits, rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(slow.logits(model, ids), logits, **close(family))
+    torch.testing.assert_close(slow.logits(merged, ids), logits, **close(family))
     assert not torch.allclose(slow.logits(model, ids), logits, atol=1e-3)
     assert edits.outcomes[1].loss < -slow.log_probs(model, tokenizer, facts[1].prompt, facts[1].target_new).mean()
 
@@ -410,7 +416,7 @@ def test_padding_on_either_side_predicts_as_a_row_alone(family):
     expected = [slow.logits(model, row)[-1] for row in rows]
     for left in (False, True):
         for actual, alone in zip(predictions(model, rows, left=left), expected, strict=True):
-            torch.testing.assert_close(actual, alone, rtol=1e-9, atol=1e-10)
+            torch.testing.assert_close(actual, alone, **close(family))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -558,7 +564,7 @@ def test_batches_come_as_they_are_finished_the_longest_first(model, tokenizer, f
     broken = Fact(case_id="x", prompt="y " * 200, target_new="z")
     batches = list(editor.edit_batches([*facts, broken], edits_at_once=2))
     ids = [[fact.case_id for (fact,) in edits.facts] for edits in batches]
-    assert ids == [["x"], ["ada", "france"], ["sum", "water"], ["sky"]]
+    assert ids == [["x"], ["ada", "sum"], ["france", "water"], ["sky"]]
 
 
 def test_progress_is_told_up_to_the_end(model, tokenizer, facts):

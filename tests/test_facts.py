@@ -310,11 +310,11 @@ def test_case_ids_must_differ(tmp_path: Path) -> None:
 
 
 def test_csv_faults_name_the_line_where_the_row_begins(tmp_path: Path) -> None:
-    rows = ["prompt,target_new", '"two\nlines",x', "", "a,b,c", "only a prompt", "d,e"]
+    rows = ["prompt,target_new", '"two\nlines",x', "", '"a\nb",c,d', "only a prompt", "d,e"]
     path = write(tmp_path, "\n".join(rows), "facts.csv")
     message = told(path)
     assert "line 5, record 1: 3 cells for 2 columns" in message
-    assert "line 6, record 2: target_new: is missing" in message
+    assert "line 7, record 2: target_new: is missing" in message
     assert [fact.prompt for fact in data.load(path, skip_bad=True).facts] == ["two\nlines", "d"]
 
 

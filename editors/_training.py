@@ -111,34 +111,38 @@ def train(
 ) -> tuple[Patch, list[Outcome]]:
     """Train edit e of the patch on ``lessons[e]``; the trained patch and how each edit ended."""
     h = editor.hparams
-    ended: dict[int, tuple[Patch, Outcome]] = {}
+    ended: list[tuple[list[int], Patch]] = []
+    outcomes: dict[int, Outcome] = {}
     with frozen(editor.model):
         work = Work(editor, patch, lessons)
         for step in range(h.steps):
             loss, lowest = work.losses()
             failed = ~loss.isfinite()
             done = failed if h.stop_at is None else failed | ((lowest >= h.stop_at) & editor.may_stop(work.patch.steps))
-            last = loss.tolist()
-            for i in done.nonzero().flatten().tolist():
+            last, over = loss.tolist(), done.nonzero().flatten().tolist()
+            for i in over:
                 error = f"the loss became {last[i]} at step {step}; a lower lr may help" if failed[i] else None
-                ended[work.edits[i]] = work.patch.finished([i]), Outcome(step, last[i], error)
+                outcomes[work.edits[i]] = Outcome(step, last[i], error)
+            if over:
+                ended.append(([work.edits[i] for i in over], work.patch.finished(over)))
             left = (~done).nonzero().flatten().tolist()
             if left:
                 work.step(loss[~done].sum())
-            if len(left) < len(work.edits):
-                last = [last[i] for i in left]
+            if over:
                 work.keep(left)
+                last = [last[i] for i in left]
             if progress:
                 progress("training", (step + 1) / h.steps, len(lessons))
             if not left:
                 break
-        for i, e in enumerate(work.edits):
-            ended[e] = work.patch.finished([i]), Outcome(h.steps, last[i])
-    for e, (_, outcome) in ended.items():
-        if outcome.error:
-            ended[e] = editor.untrained([int(patch.seeds[e])]), outcome
-    in_order = [ended[e] for e in range(len(lessons))]
-    return Patch.concatenated([one for one, _ in in_order]), [outcome for _, outcome in in_order]
+        if work.edits:
+            outcomes |= {e: Outcome(h.steps, last[i]) for i, e in enumerate(work.edits)}
+            ended.append((work.edits, work.patch.finished(range(len(work.edits)))))
+    if lost := [e for e, outcome in outcomes.items() if outcome.error]:
+        ended.append((lost, editor.untrained([int(patch.seeds[e]) for e in lost])))
+    place = {e: i for i, e in enumerate(e for edits, _ in ended for e in edits)}  # a lost edit's second place counts
+    every = Patch.concatenated([part for _, part in ended])
+    return every.take([place[e] for e in range(len(lessons))]), [outcomes[e] for e in range(len(lessons))]
 
 
 class Work:

@@ -9,16 +9,17 @@ decomposition, whose rank goes where it matters.
     I_t &= |w_t \, \partial L / \partial w|, \qquad
     \bar I_t = \beta_1 \bar I_{t-1} + (1 - \beta_1) I_t, \qquad
     \bar U_t = \beta_2 \bar U_{t-1} + (1 - \beta_2) |I_t - \bar I_t| \\
-    S_i &= s(\Lambda_i) + \operatorname{mean}_j s(P_{ji}) + \operatorname{mean}_j s(Q_{ij}), \qquad s = \bar I_t \bar U_t \\
+    S_i &= s(\Lambda_i) + \operatorname{mean}_j s(P_{ji}) + \operatorname{mean}_j s(Q_{ij}), \qquad
+    s = \bar I_t \bar U_t \\
     b_t &= \text{init\_r} \ (t \le t_i), \qquad
     \text{target\_r} + (\text{init\_r} - \text{target\_r}) \left(1 - \tfrac{t - t_i}{T - t_f - t_i}\right)^3
     \ (t_i < t \le T - t_f)
 
-Step t = 1 ... T (``steps``). P and Q start normal with deviation 0.02, :math:`\Lambda` at zero. After each step
-with :math:`t_i < t < T - t_f` that ``deltaT`` divides, and after step T - t_f, the :math:`\lfloor n b_t \rfloor`
-triplets :math:`(P_{\cdot i}, \Lambda_i, Q_{i \cdot})` of largest S keep their :math:`\Lambda_i`, counted over all n sites
-of an edit together; the others' becomes zero, from where it may grow again. From step T - t_f on the choice stays, also
-for facts that are edited later on the same patch.
+Step t = 1 ... T (``steps``), :math:`t_i` is ``tinit`` and :math:`t_f` ``tfinal``. P and Q start normal with deviation
+0.02, :math:`\Lambda` at zero. After each step with :math:`t_i < t < T - t_f` that ``deltaT`` divides, and after step
+T - t_f, the :math:`\lfloor n b_t \rfloor` triplets :math:`(P_{\cdot i}, \Lambda_i, Q_{i \cdot})` of largest S keep
+their :math:`\Lambda_i`, counted over all n sites of an edit together; the others' becomes zero, from where it may grow
+again. From step T - t_f on the choice stays, also for facts that are edited later on the same patch.
 
 The paper leaves open what PEFT decides, and here it is as in PEFT's AdaLoraModel, step for step: the norms are not
 squared, and are averaged over the 2 n matrices; w is taken after the optimizer's step, its gradient (the penalty's
@@ -41,7 +42,7 @@ from torch import Tensor, nn
 from ._branches import WeightBranch, WeightSitePatch
 from ._random import PerEdit
 from ._rows import Rows
-from ._sites import sites
+from ._sites import Site, sites
 from .base import Editor, SiteHparams
 
 _DEVIATION, _EPSILON = 0.02, 1e-5  # PEFT's
@@ -115,6 +116,7 @@ class Triplets(WeightBranch):
         """Smooth the importance of each number and its uncertainty, in some edits, (E,) bool."""
         for name, w in self.named_parameters():
             new = edits.to(w.dtype).view(-1, *[1] * (w.dim() - 1))
+            assert w.grad is not None
             now = (w * w.grad).abs_()
             mean, spread = self._smoothed(f"{name}_importance", w), self._smoothed(f"{name}_uncertainty", w)
             mean.lerp_(now, new * (1 - beta1))
@@ -127,8 +129,8 @@ class Triplets(WeightBranch):
 
     def scores(self) -> Tensor:
         """(E, r), the importance of each triplet."""
-        p, q = self.p_importance * self.p_uncertainty, self.q_importance * self.q_uncertainty
-        return self.lam_importance * self.lam_uncertainty + p.mean(1) + q.mean(2)
+        p, lam, q = (getattr(self, f"{w}_importance") * getattr(self, f"{w}_uncertainty") for w in ("p", "lam", "q"))
+        return lam + p.mean(1) + q.mean(2)
 
 
 class AdaLoRAPatch(WeightSitePatch[Triplets]):
@@ -137,7 +139,9 @@ class AdaLoRAPatch(WeightSitePatch[Triplets]):
     kept: Tensor  # (E, n, r) bool, the triplets of the last choice
     settled: Tensor  # (E,) bool, whether that choice stays
 
-    def __init__(self, seeds: Sequence[int], sites: Sequence[Any], branches: Sequence[Triplets], h: AdaLoRAHparams) -> None:
+    def __init__(
+        self, seeds: Sequence[int], sites: Sequence[Site], branches: Sequence[Triplets], h: AdaLoRAHparams
+    ) -> None:
         super().__init__(seeds, sites, branches)
         self.h = h
         self.register_buffer("kept", torch.ones(len(seeds), len(branches), h.init_r, dtype=torch.bool))
@@ -149,18 +153,19 @@ class AdaLoRAPatch(WeightSitePatch[Triplets]):
 
     def after_step(self) -> Mapping[str, Tensor]:
         learning = ~self.settled & (self.steps < self.h.settled_at)
+        branches = [branch for _, branch in self.items()]
         if learning.any():
-            for _, branch in self.items():
+            for branch in branches:
                 branch.observe(learning, self.h.beta1, self.h.beta2)
         budgets = [self.h.budget(step, len(self.sites)) for step in self.steps.tolist()]
         chosen = torch.tensor([budget is not None for budget in budgets], device=self.settled.device) & ~self.settled
         if chosen.any():
-            scores = torch.cat([branch.scores() for _, branch in self.items()], 1)
+            scores = torch.cat([branch.scores() for branch in branches], 1)
             out = torch.tensor([scores.shape[1] - (budget or 0) for budget in budgets], device=scores.device)
             kept = scores > _smallest(scores, out)
             self.kept = torch.where(chosen[:, None, None], kept.view_as(self.kept), self.kept)
         pruned = (chosen | self.settled)[:, None, None] & ~self.kept
-        for (_, branch), zero in zip(self.items(), pruned.unbind(1), strict=True):
+        for branch, zero in zip(branches, pruned.unbind(1), strict=True):
             branch.lam.masked_fill_(zero, 0)
         self.settled |= self.steps >= self.h.settled_at
         return {}

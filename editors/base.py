@@ -101,7 +101,10 @@ class Patch(nn.Module, ABC):
 
     @abstractmethod
     def attached(self, model: PreTrainedModel, rows: Rows) -> AbstractContextManager[None]:
-        """While open, row r of the model's batch is computed with edit ``rows.edits[r]``; -1 is the unedited model."""
+        """While open, row r of the model's batch is computed with edit ``rows.edits[r]``; -1 is the unedited model.
+
+        A single row stands for all rows of batches of any size.
+        """
 
     def before_step(self) -> None:
         """Runs between backward and the optimizer, with gradients and the weights they were taken at."""
@@ -184,6 +187,15 @@ class WeightPatch(Patch):
     @abstractmethod
     def delta_weights(self, edit: int) -> dict[str, Tensor]:
         """Parameter name -> what the edit adds to it: (O, I) for the weight of a linear map, whatever its layout."""
+
+    @final
+    @torch.no_grad()
+    def merge(self, model: PreTrainedModel, edit: int) -> None:
+        """Add an edit to the model's weights, in place. The sums are rounded to the model's dtype once."""
+        for name, delta in self.delta_weights(edit).items():
+            module, _, leaf = name.rpartition(".")
+            turn = leaf == "weight" and transposed(model.get_submodule(module))
+            model.get_parameter(name).add_(delta.T if turn else delta)
 
 
 @dataclass(frozen=True)
@@ -332,12 +344,7 @@ class Edits:
         if not isinstance(self.patch, WeightPatch):
             raise TypeError(f"{self.editor.name()} is no change of weights and cannot be merged; use `edits.on([...])`")
         model = copy.deepcopy(self.editor.model)
-        with torch.no_grad():
-            for name, delta in self.patch.delta_weights(i).items():
-                module, _, leaf = name.rpartition(".")
-                weight = model.get_parameter(name)
-                turn = leaf == "weight" and transposed(model.get_submodule(module))
-                weight.add_((delta.T if turn else delta).to(weight.dtype))
+        self.patch.merge(model, i)
         return model
 
     def save(self, folder: str | Path) -> None:

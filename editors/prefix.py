@@ -102,7 +102,7 @@ class PrefixPatch(Patch):
             cache = DynamicCache(config=model.config) if cache is None else cache
             past = cache.get_seq_length()
             if not past:  # a new text; else the prefix is already there
-                for layer, (keys, values) in enumerate(kv):
+                for layer, (keys, values) in enumerate(kv.expand(-1, -1, len(ids), -1, -1, -1)):
                     cache.update(keys, values, layer)
                 past = length
             seen = past - length + ids.shape[1]
@@ -110,7 +110,7 @@ class PrefixPatch(Patch):
             places = torch.arange(seen - ids.shape[1], seen, device=ids.device) if places is None else places
             return args, kwargs | {
                 "past_key_values": cache,
-                "attention_mask": torch.cat([edited.expand(-1, length), mask], 1),
+                "attention_mask": torch.cat([edited.expand(len(ids), length), mask], 1),
                 "position_ids": places + length * edited,
             }
 

@@ -6,20 +6,20 @@ weights of the sites.
     A_i \in R^{r_i \times I},\ B_i \in R^{O \times r_i},\ \omega \in
     \Delta = \{\omega : \omega_i \ge 0,\ \textstyle\sum_i \omega_i = n\}
 
-over the n sites of an edit. Ranks r_i start at r_0 (``rank``), :math:`\omega` at 1, A and B as LoRA's. With each step of
-Adam on A and B, :math:`\omega` takes a step of its own, :math:`\omega - \eta_\omega \partial L / \partial \omega` (plain, as
-the authors': Adam's would be alike for all sites), and is moved to the nearest point of :math:`\Delta`. After every T
-steps :math:`r_i = \lfloor \omega_i r_0 \rfloor`, so that :math:`\sum_i r_i \le n r_0`. After K such rounds :math:`\omega`
-is folded into B and stays 1, ranks are frozen, and training goes on as LoRA's, also with facts that are edited later
-on the same patch. The scale stays :math:`\alpha / r_0` whatever r_i.
+over the n sites of an edit. Ranks r_i start at r_0 (``rank``), :math:`\omega` at 1, A and B as LoRA's. With each step
+of Adam on A and B, :math:`\omega` takes a plain one, :math:`-\eta_\omega \partial L / \partial \omega`, as the authors'
+(Adam's would be alike for all sites), and is moved to the nearest point of :math:`\Delta`. After every T steps
+:math:`r_i = \lfloor \omega_i r_0 \rfloor`, so that :math:`\sum_i r_i \le n r_0`. After K such rounds :math:`\omega` is
+folded into B and stays 1, ranks are frozen, and training goes on as LoRA's, also with facts that are edited later on
+the same patch. The scale stays :math:`\alpha / r_0` whatever r_i.
 
 A smaller rank keeps the product's largest singular values, which is the least error there is in the Frobenius norm: QR
-of both factors, SVD of the small core :math:`R_B R_A^T = U S V^T`, then :math:`B = Q_B U S`, :math:`A = V^T Q_A^T`
-(times and over the length of LoRA's first rows, so that a step of Adam moves old and new directions alike). A larger
-rank keeps both factors and adds rows to A, drawn like the first ones, and zero columns to B: the product is the same.
-Where a rank has changed, Adam's moments of A and B, and its count of their steps, begin anew; so they do in all factors
-when :math:`\omega` is folded in. :math:`\omega` has no moments. A rank of 0 removes the adapter for good: its
-:math:`\omega_i` is 0 from the next projection on, and the others still share all of n.
+of both factors, SVD of the small core :math:`R_B R_A^T = U S V^T`, then :math:`B = Q_B U S / l`,
+:math:`A = l V^T Q_A^T`, where l is the length of a row of LoRA's first A, so that a step of Adam moves old and new
+directions alike. A larger rank keeps both factors and adds rows to A, drawn like the first ones, and zero columns to B:
+the product is the same. Where a rank has changed, Adam's moments of A and B, and its count of their steps, begin anew;
+so they do at all sites when :math:`\omega` is folded in. :math:`\omega` has no moments. A rank of 0 removes the adapter
+for good: its :math:`\omega_i` is 0 from the next projection on, and the others still share all of n.
 
 Trained numbers of an edit: r_i (I + O) at each site, and n for :math:`\omega`. Edits are padded to the largest rank at
 a site; a padded row of A and column of B are both zero, hence so are their gradients, and they stay zero.
@@ -61,7 +61,7 @@ class SimplexLoRAHparams(LoRAHparams):
 
     @model_validator(mode="after")
     def _in_time(self) -> SimplexLoRAHparams:
-        if self.T * self.K > self.steps:
+        if self.steps < self.T * self.K:
             raise ValueError(f"K ({self.K}) rounds of T ({self.T}) steps are more than steps ({self.steps})")
         return self
 
@@ -122,9 +122,9 @@ class SimplexPatch(WeightSitePatch[WeightedLowRank]):
 
     def after_step(self) -> Mapping[str, Tensor]:
         h, branches = self.h, [branch for _, branch in self.items()]
-        omega = torch.stack([branch.omega - h.omega_lr * branch.omega.grad for branch in branches], 1)  # (E, n)
+        omega = torch.stack([branch.omega - h.omega_lr * _grad(branch.omega) for branch in branches], 1)  # (E, n)
         learning = self.rounds < h.K
-        # An edit that has become NaN keeps its ranks; its next loss ends it.
+        # An edit that has become NaN keeps its ranks (no SVD of it); its next loss ends it.
         ends = learning & (self.steps % h.T == 0) & omega.isfinite().all(1)
         rank = torch.stack([branch.rank for branch in branches], 1)
         nearest = project(omega, rank > 0)
@@ -161,6 +161,11 @@ class SimplexPatch(WeightSitePatch[WeightedLowRank]):
         return self.rebuilt({name: fitted(t, shapes.get(name, t.shape[1:])) for name, t in self.tensors().items()})
 
 
+def _grad(w: Tensor) -> Tensor:
+    assert w.grad is not None
+    return w.grad
+
+
 def project(v: Tensor, free: Tensor) -> Tensor:
     """(E, n) -> (E, n), the nearest point with omega >= 0, sum n, and 0 where not ``free``: max(v - theta, 0), exact
     by sorting (Held, Wolfe & Crowder, 1974; Duchi et al., 2008)."""
@@ -189,7 +194,7 @@ def _by_singular_value(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """(E, r, I), (E, O, r) -> factors of the same product, whose rows and columns come in order of singular value."""
     q_b, r_b = torch.linalg.qr(b)
     q_a, r_a = torch.linalg.qr(a.mT)
-    u, s, vh = torch.linalg.svd((r_b @ r_a.mT).nan_to_num(), full_matrices=False)  # one NaN would end all edits
+    u, s, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
     length = 3**-0.5  # expected, of a row drawn uniformly from +-I^-1/2
     # The SVD leaves the sign of each pair of vectors open; here the largest number of v is positive.
     sign = vh.gather(2, vh.abs().argmax(2, keepdim=True)).sign()  # (E, r, 1)
@@ -203,7 +208,7 @@ class SimplexLoRA(Editor[SimplexLoRAHparams]):
 
     def patch(self, seeds: Sequence[int]) -> SimplexPatch:
         fresh = low_rank_patch(self.model, self.hparams, seeds, WeightedLowRank)
-        return SimplexPatch(seeds, fresh.sites, [*fresh.branches], self.hparams)  # type: ignore[list-item]
+        return SimplexPatch(seeds, fresh.sites, [*fresh.branches], self.hparams)
 
     def learning_rate(self, parameter: str) -> float:
         # The patch takes the steps of omega itself.

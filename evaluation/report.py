@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -16,6 +18,7 @@ from .metrics import Comparison, Direction, Estimate, Failure, PairedDifference,
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ARROWS: dict[Direction, str] = {"higher": "↑", "lower": "↓"}
 NUMBERS = ("unedited", "edited", "95 % interval", "facts / probes")
@@ -23,6 +26,7 @@ NOTHING = "–"
 FAILURES_SHOWN = 10
 # Okabe and Ito's palette, told apart by colour-blind readers too; its yellow is too pale on white for text.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+_SITE = re.compile(r".*?\.(\d+)\.(.+)")  # a module's name: its block, and its place in the block
 
 
 def table(summary: Summary, *, title: str | None = None) -> Table:
@@ -88,7 +92,39 @@ def plot_locality_success(summaries: Mapping[str, Summary], path: str | os.PathL
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
 
-    path = Path(path)
+    _save(figure, Path(path))
+
+
+def plot_ranks(ranks: Sequence[Mapping[str, int]], path: str | os.PathLike[str]) -> None:
+    """Where edits have put their rank: the mean over edits at each site, blocks from left to right.
+
+    ``ranks``: for each edit its rank by module name, which is ``Patch.report(edit)["ranks"]``. The suffix of ``path``
+    chooses the format. Raises ValueError if there is no edit.
+    """
+    if not ranks:
+        raise ValueError("nothing to plot: no edit has ranks")
+
+    from matplotlib.figure import Figure  # slow to import
+
+    sites = {(int(found[1]), found[2]): name for name in ranks[0] if (found := _SITE.fullmatch(name))}
+    means = {site: fmean(edit[name] for edit in ranks) for site, name in sites.items()}
+    blocks, maps = sorted({block for block, _ in sites}), [*dict.fromkeys(place for _, place in sites)]
+    grid = [[means.get((block, place), float("nan")) for block in blocks] for place in maps]
+    figure = Figure(figsize=(2.5 + 0.36 * len(blocks), 1.5 + 0.36 * len(maps)), layout="constrained", dpi=150)
+    axes = figure.subplots()
+    axes.imshow(grid, cmap="Blues", vmin=0, aspect="auto")
+    for (block, place), rank in means.items():
+        colour = "white" if rank > 0.6 * max(means.values()) else "black"
+        label = f"{rank:.1f}" if len(ranks) > 1 else f"{rank:g}"
+        axes.text(blocks.index(block), maps.index(place), label, ha="center", va="center", color=colour, fontsize=7)
+    axes.set_xticks(range(len(blocks)), map(str, blocks))
+    axes.set_yticks(range(len(maps)), maps)
+    axes.set_xlabel("block")
+    axes.set_title(f"Rank by site (mean of {len(ranks)} edits)" if len(ranks) > 1 else "Rank by site", loc="left")
+    _save(figure, Path(path))
+
+
+def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -31,6 +31,11 @@ def log_probs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt
     return predictions.log_softmax(-1)[range(len(wanted)), wanted]
 
 
+def next_log_probs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
+    """(V,) log P of each token after a prompt."""
+    return logits(model, tokenizer(prompt)["input_ids"])[-1].log_softmax(-1)
+
+
 def greedy(model: PreTrainedModel, ids: list[int], tokens: int) -> tuple[list[int], Tensor]:
     """The tokens that follow, and (tokens, V) the predictions they were chosen from."""
     seen, out = [], list(ids)

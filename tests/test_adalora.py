@@ -158,7 +158,7 @@ def test_numbers_are_counted_by_the_formula(model, tokenizer, facts):
 
 def test_the_change_is_p_lambda_q_over_the_first_rank(model, tokenizer, facts):
     edits = trained(model, tokenizer, facts[:2])
-    site, branch = [*edits.patch.items()][0]
+    site, branch = next(edits.patch.items())
     slow = sum(branch.lam[1, k] * torch.outer(branch.p[1, :, k], branch.q[1, k]) for k in range(4))
     torch.testing.assert_close(edits.patch.delta_weights(1)[f"{site.name}.weight"], 16 / (4 + 1e-5) * slow)
 
@@ -167,7 +167,7 @@ def test_the_penalty_is_the_mean_distance_from_orthogonality(model, tokenizer):
     patch = methods.editor("adalora", model, tokenizer, orth_reg_weight=0.3).fresh([1, 2])
     for e in range(2):
         grams: list[Tensor] = []
-        for _, branch in patch.items():
+        for branch in patch.branches:
             grams += [branch.p[e].T @ branch.p[e], branch.q[e] @ branch.q[e].T]
         slow = sum((gram - torch.eye(4)).square().sum().sqrt() for gram in grams) / len(grams)
         torch.testing.assert_close(patch.penalty()[e], 0.3 * slow)
@@ -177,6 +177,16 @@ def test_an_edit_stops_early_only_when_the_ranks_stay(model, tokenizer, facts):
     edits = trained(model, tokenizer, facts, steps=20, tinit=2, tfinal=12, stop_at=1e-6)
     assert [outcome.steps for outcome in edits.outcomes] == [8] * len(facts)
     assert edits.patch.settled.all()
+
+
+def test_the_last_choice_looks_at_the_steps_before_it_only(model, tokenizer, facts):
+    editor = methods.editor("adalora", model, tokenizer, steps=6, tinit=1, tfinal=2)
+    before: dict[str, Tensor] = {}
+    for step, (_, patch) in enumerate(our_steps(editor, editor.fresh([3]), facts[0]), 1):
+        now = {name: t.clone() for name, t in patch.named_buffers() if name.endswith("importance")}
+        changed = [not torch.equal(now[name], before[name]) for name in before]
+        assert not before or (all(changed) if step < 4 else not any(changed))
+        before = now
 
 
 def test_later_facts_of_one_patch_keep_the_ranks_of_the_first(model, tokenizer, facts):
@@ -196,7 +206,7 @@ def test_with_one_rank_throughout_all_triplets_stay(model, tokenizer, facts):
     ("changes", "message"),
     [
         ({"target_r": 5}, r"target_r \(5\) is more than init_r \(4\)"),
-        ({"steps": 8, "tinit": 4, "tfinal": 4}, r"steps \(8\) less tfinal \(4\) is 4; it must be more than tinit \(4\)"),
+        ({"tinit": 4, "tfinal": 4}, r"steps \(8\) less tfinal \(4\) is 4; it must be more than tinit \(4\)"),
         ({"steps": 1, "target_r": 2}, "no step is left to choose triplets"),
     ],
 )

@@ -508,19 +508,18 @@ def test_a_lesson_holds_a_row_for_each_fact_and_context_and_an_anchor_for_each_p
     assert not lesson(methods.editor("lora", model, tokenizer), facts[:1]).anchors
 
 
-def test_the_loss_is_each_edits_mean_and_its_kl_to_the_unedited_model(model, tokenizer, facts):
-    editor = methods.editor("lora", model, tokenizer, steps=3, kl_weight=0.7, kl_prompts=("{} is a", "Rain", "Snow is"))
-    trained = editor.edit(facts[:2])  # the loss after three steps, which the fourth step is to see:
-    again = methods.editor(
-        "lora", model, tokenizer, steps=4, kl_weight=0.7, kl_prompts=("{} is a", "Rain", "Snow is")
-    ).edit(facts[:2])
-    anchors = [tokenizer(t)["input_ids"] for f in facts[:2] for t in (f"{f.subject} is a", "Rain", "Snow is")]
-    unedited = [slow.logits(model, ids)[-1].log_softmax(-1) for ids in anchors]
-    with trained.on([0]):
+def test_the_loss_of_one_edit_is_the_mean_of_its_facts_and_of_its_anchors(model, tokenizer, facts):
+    changes = {"kl_weight": 0.7, "kl_prompts": ("{} is a", "Rain", "Snow is")}
+    edits = methods.editor("lora", model, tokenizer, steps=3, **changes).edit(facts[:2])
+    # The loss after three steps is what a fourth step sees.
+    (outcome,) = methods.editor("lora", model, tokenizer, steps=4, **changes).edit(facts[:2]).outcomes
+    anchors = [text for fact in facts[:2] for text in (f"{fact.subject} is a", "Rain", "Snow is")]
+    before = [slow.next_log_probs(model, tokenizer, anchor) for anchor in anchors]
+    with edits.on([0]):
         nll = [-slow.log_probs(model, tokenizer, fact.prompt, fact.target_new).mean() for fact in facts[:2]]
-        edited = [slow.logits(model, ids)[-1].log_softmax(-1) for ids in anchors]
-    kl = [(p.exp() * (p - q)).sum() for p, q in zip(unedited, edited, strict=True)]
-    assert again.outcomes[0].loss == pytest.approx((sum(nll) / 2 + 0.7 * sum(kl) / 6).item(), rel=1e-9)
+        after = [slow.next_log_probs(model, tokenizer, anchor) for anchor in anchors]
+    kl = [(p.exp() * (p - q)).sum() for p, q in zip(before, after, strict=True)]
+    assert outcome.loss == pytest.approx((sum(nll) / 2 + 0.7 * sum(kl) / 6).item(), rel=1e-9)
     assert sum(kl) > 1e-3
 
 

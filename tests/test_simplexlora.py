@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import matplotlib
 import methods
 import pytest
 import torch
@@ -22,6 +24,7 @@ from loredit.editors._forward import frozen
 from loredit.editors._random import mixed, uniform
 from loredit.editors._training import Work
 from loredit.editors.simplexlora import SimplexLoRAHparams, SimplexPatch, WeightedLowRank, project, ranks
+from loredit.evaluation.report import plot_ranks
 
 
 def nearest(v: Sequence[float], free: Sequence[bool]) -> list[float]:
@@ -122,7 +125,8 @@ def test_a_resize_has_the_least_error_and_an_expansion_none():
 def test_a_resize_is_the_same_in_any_company():
     old, new = [4, 4, 3, 2, 5], [2, 7, 1, 3, 0]
     together, n = branch_of(old), len(old)
-    apart = [WeightedLowRank(together.a[e : e + 1, : old[e]], together.b[e : e + 1, :, : old[e]], 1.0, 0.0, 0) for e in range(n)]
+    pairs = [(together.a[e : e + 1, :r], together.b[e : e + 1, :, :r]) for e, r in enumerate(old)]
+    apart = [WeightedLowRank(a, b, 1.0, 0.0, 0) for a, b in pairs]
     together.resize(torch.tensor(new), keys(n), keep=True)
     for e, alone in enumerate(apart):
         alone.resize(torch.tensor(new[e : e + 1]), keys(n)[e : e + 1], keep=True)
@@ -179,7 +183,8 @@ def slow_training(
             continue
         with torch.no_grad():
             if t % h.project_every == 0 or t % h.T == 0:
-                point = nearest([w.item() if r else 0.0 for w, r in zip(omega, rank, strict=True)], [r > 0 for r in rank])
+                values = [w.item() if r else 0.0 for w, r in zip(omega, rank, strict=True)]
+                point = nearest(values, [r > 0 for r in rank])
                 for w, x in zip(omega, point, strict=True):
                     w.fill_(x)
             if t % h.T:
@@ -188,8 +193,9 @@ def slow_training(
                 new, old = math.floor(omega[i].item() * h.rank), rank[i]
                 if new == old:
                     continue
-                seed = mixed(start.seeds.to(torch.int32) + mixed(torch.tensor([t], dtype=torch.int32) + simplexlora._SALT))
-                drawn = uniform(mixed(seed + i), (new, a[i].shape[1]), a[i].shape[1] ** -0.5)[0].to(model.dtype)
+                key = mixed(torch.tensor([t], dtype=torch.int32) + simplexlora._SALT)
+                key = mixed(mixed(start.seeds.to(torch.int32) + key) + i)
+                drawn = uniform(key, (new, a[i].shape[1]), a[i].shape[1] ** -0.5)[0].to(model.dtype)
                 if h.resize == "reinit":
                     a[i], b[i] = drawn, b[i].new_zeros(len(b[i]), new)
                 elif new > old:
@@ -330,6 +336,36 @@ def test_later_facts_of_one_patch_keep_the_ranks_of_the_first(model, tokenizer, 
     assert all(branch.omega.eq(1).all() for _, branch in second.patch.items())
 
 
+def test_an_edit_that_is_nan_at_the_end_of_a_round_leaves_the_others(model, tokenizer, facts):
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())  # GPT-2's is its embedding
+    editor = methods.editor("simplexlora", model, tokenizer, T=1, K=3, omega_lr=8)
+    expected = editor.edit_each(facts[:1]).patch.delta_weights(0)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer("~")["input_ids"]] = math.nan
+    sick = Fact(case_id="sick", prompt="A tilde ~ is", target_new="poison")
+    for company in ([sick], [sick, facts[0]]):
+        edits = editor.edit_each(company)
+        assert edits.outcomes[0].error == "the loss became nan at step 0; a lower lr may help"
+    assert edits.outcomes[1].error is None
+    torch.testing.assert_close(edits.patch.delta_weights(1), expected, rtol=0, atol=1e-9)
+
+
 def test_rounds_that_do_not_fit_are_refused():
     with pytest.raises(ValidationError, match=r"K \(3\) rounds of T \(3\) steps are more than steps \(8\)"):
         methods.hparams("simplexlora", T=3, K=3)
+
+
+def test_the_allocation_is_drawn_by_block_and_map(tmp_path):
+    one, other = ({"h.3.attn.q": r, "h.3.mlp.down": 9, "h.11.attn.q": 4 * r} for r in (0, 5))
+    path = tmp_path / "plots" / "ranks.svg"
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
+        plot_ranks([one, other], path)
+        mean = re.findall(r">([^<>]+)</text>", path.read_text())
+        plot_ranks([other], path)
+        single = re.findall(r">([^<>]+)</text>", path.read_text())
+    labels = {"3", "11", "attn.q", "mlp.down", "block"}
+    assert {*mean} == labels | {"2.5", "9.0", "10.0", "Rank by site (mean of 2 edits)"}
+    assert {*single} == labels | {"5", "9", "20", "Rank by site"}
+    with pytest.raises(ValueError, match="no edit has ranks"):
+        plot_ranks([], path)

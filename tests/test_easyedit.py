@@ -1,0 +1,602 @@
+"""Our editors as EasyEdit's algorithms and its ``edit`` on our engine, against a stand-in and, if there is one, EasyEdit.
+
+``LOREDIT_EASYEDIT`` names a checkout of zjunlp/EasyEdit; without it the tests marked ``real_easyedit`` are skipped. The
+packages that EasyEdit imports for images and video may be absent: empty modules take their places.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import json
+import logging
+import math
+import os
+import random
+import subprocess
+import sys
+import types
+import warnings
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import methods
+import numpy as np
+import pytest
+import slow
+import tiny
+import torch
+from methods import METHODS
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import import_utils
+
+import loredit.easyedit as bridge
+from loredit import editors
+from loredit.data import FactError, from_request
+from loredit.easyedit import EasyEditHparams, to_easyedit
+from loredit.editors import Editor, WeightPatch
+from loredit.editors._easyedit import _alg_name, _merges
+from loredit.evaluation import summarise
+from loredit.evaluation.scores import AnswerScore, FactScores, ProbeScores, Seen
+
+STAND_IN = Path(__file__).parent / "easyedit_standin"
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+ABSENT = ("av", "cv2", "fairscale", "qwen_vl_utils", "timm", "torchvision")
+
+# The two probes of one group are of equal length: EasyEdit pads a group, which moves GPT-2's positions.
+ARGUMENTS: dict[str, Any] = {
+    "prompts": ["The capital of France is", "Water is", "Two plus two makes"],
+    "target_new": ["Rome", "dry", "five hundred"],
+    "subject": ["France", "Water", "Two plus two"],
+    "rephrase_prompts": ["France's capital:", "If you touch it, water feels", "Adding two to two makes"],
+    "locality_inputs": {
+        "relation": {
+            "prompt": [["France lies in"], ["Water boils at"], None],
+            "ground_truth": [["Europe"], ["100 degrees"], None],
+        },
+        "other": {
+            "prompt": [["Ten is", "Six is"], None, ["Three plus one makes"]],
+            "ground_truth": [["even", "good"], None, ["four"]],
+        },
+    },
+    "portability_inputs": {
+        "alias": {
+            "prompt": [["L'Hexagone is led from"], ["H2O is"], ["The sum of two twos is"]],
+            "ground_truth": [["Rome"], ["dry"], ["five hundred"]],
+        }
+    },
+}
+
+
+class _Empty(types.ModuleType):
+    """A module with everything in it, all of it empty classes."""
+
+    __path__: list[str] = []
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {"__call__": lambda self, *_: None})
+
+
+class _StandIns:
+    """Finds empty modules in place of the absent packages and whatever is in them."""
+
+    @staticmethod
+    def find_spec(name: str, *_: Any) -> importlib.machinery.ModuleSpec | None:
+        known = name.partition(".")[0] in ABSENT
+        return importlib.machinery.ModuleSpec(name, _StandIns, is_package=True) if known else None  # type: ignore[arg-type]
+
+    @staticmethod
+    def create_module(spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return _Empty(spec.name)
+
+    @staticmethod
+    def exec_module(_: types.ModuleType) -> None: ...
+
+
+def _forget() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("easyeditor", *ABSENT)]:
+        del sys.modules[name]
+
+
+def _importable(source: str) -> None:
+    """Put one of the two EasyEdits on the path, nothing of it imported yet."""
+    _forget()
+    if source == "stand-in":
+        sys.path.insert(0, str(STAND_IN))
+        return
+    if not os.environ.get("LOREDIT_EASYEDIT"):
+        pytest.skip("LOREDIT_EASYEDIT names no checkout of zjunlp/EasyEdit")
+    for name in ABSENT:  # asked before there are stand-ins, which transformers would take for the packages
+        getattr(import_utils, f"is_{name}_available", bool)()
+    sys.meta_path.append(_StandIns)  # type: ignore[arg-type]
+    sys.path.insert(0, os.environ["LOREDIT_EASYEDIT"])
+
+
+REAL = pytest.param(
+    "real", marks=[pytest.mark.real_easyedit, pytest.mark.slow, pytest.mark.filterwarnings("default")]
+)
+
+
+@pytest.fixture(scope="module", params=["stand-in", REAL])
+def source(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The stand-in or a checkout, importable."""
+    path, finders = list(sys.path), list(sys.meta_path)
+    try:
+        _importable(request.param)
+        yield request.param
+    finally:
+        _forget()
+        sys.path[:], sys.meta_path[:] = path, finders
+
+
+@pytest.fixture
+def easyedit(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """EasyEdit with our editors, in a folder of its own, as it writes its logs where it is."""
+    monkeypatch.chdir(tmp_path)
+    bridge.register()
+    return importlib.import_module("easyeditor")
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny model on disk. EasyEdit knows a family by the folder's name; for "gpt" it insists on GPT-2's tokenizer."""
+    path = tmp_path_factory.mktemp("models") / f"{request.param.replace('gpt2', 'conv1d')}-llama"
+    tiny.model(request.param, torch.float32).save_pretrained(path)
+    tiny.tokenizer().save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def hparams(method: str, folder: str, **changes: Any) -> EasyEditHparams:
+    settings = methods.hparams(method, **changes)
+    return EasyEditHparams(_alg_name(method), folder, "cpu", method, settings)
+
+
+def loaded(folder: str) -> tuple[Any, Any]:
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    return deepcopy(ARGUMENTS) | changes
+
+
+def requests() -> list[dict[str, Any]]:
+    columns = zip(ARGUMENTS["prompts"], ARGUMENTS["target_new"], ARGUMENTS["subject"], strict=True)
+    return [{"prompt": p, "target_new": t, "subject": s} for p, t, s in columns]
+
+
+def own(method: str, folder: str) -> tuple[Editor[Any], list[Any]]:
+    """The editor as a library user has it, and the facts as the bridge calls them."""
+    facts = [from_request(r, case_id=f"{r['prompt']} -> {r['target_new']}") for r in requests()]
+    return editors.find(method)(*loaded(folder), methods.hparams(method)), facts
+
+
+def hooks(model: Any) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def logits(model: Any) -> torch.Tensor:
+    """A batch of two, so that an attached edit must reach every row."""
+    ids = torch.tensor([list(b"The capital of France is"), list(b"Two plus two makes six..")])
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def numbers(entry: dict[str, Any]) -> dict[str, Any]:
+    """What both count, without what only EasyEdit keeps: predicted tokens, and in newer versions the protocol."""
+    return {
+        phase: {
+            "rewrite_acc": entry[phase]["rewrite_acc"],
+            "rephrase_acc": entry[phase]["rephrase_acc"],
+            "portability": entry[phase]["portability"],
+            "locality": {key: acc for key, acc in entry[phase]["locality"].items() if not key.endswith("_output")},
+        }
+        for phase in ("pre", "post")
+    }
+
+
+# Registering
+
+
+def test_the_module_imports_no_easyedit():
+    code = "import sys, loredit.easyedit; print([m for m in sys.modules if 'easyeditor' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=STAND_IN.parents[1])
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture(params=["stand-in", REAL])
+def fresh(request: pytest.FixtureRequest) -> Iterator[None]:
+    """An EasyEdit that has not been imported."""
+    path, finders, modules = list(sys.path), list(sys.meta_path), dict(sys.modules)
+    _importable(request.param)
+    yield
+    _forget()
+    sys.path[:], sys.meta_path[:] = path, finders
+    sys.modules |= {name: module for name, module in modules.items() if name.partition(".")[0] == "easyeditor"}
+
+
+def test_importing_easyedit_leaves_the_process_as_it_was(fresh):
+    def state() -> tuple[Any, ...]:
+        root = logging.getLogger()
+        numpy = np.random.get_state()[1].tolist()
+        return (
+            *(random.getstate(), numpy, torch.get_rng_state().tolist(), dict(os.environ), list(warnings.filters)),
+            *(list(root.handlers), root.level),
+        )
+
+    random.seed(7)
+    np.random.seed(7)
+    torch.manual_seed(7)
+    before = state()
+    bridge.register()
+    assert "easyeditor" in sys.modules
+    assert state() == before
+
+
+def test_every_editor_is_registered_under_its_name_and_easyedits_own_stay(fresh):
+    algorithms = _algorithms()
+    theirs = dict(algorithms)
+    names = bridge.register()
+    assert set(names) == {"loredit-LoRA"} | {editors.find(e).__name__ for e in editors.available()} - {"LoRA"}
+    assert {"RoseLoRA", "SimplexLoRA", "AdaLoRA", "Adapter", "Prefix"} <= set(names)
+    assert all(algorithms[name] is bridge.apply for name in names)
+    assert {name: algorithms[name] for name in theirs} == theirs
+    assert bridge.register() == names  # once more does no harm
+
+
+def test_a_name_that_is_taken_is_overwritten_only_when_asked(fresh):
+    algorithms, utils = _algorithms(), importlib.import_module("easyeditor.editors.utils")
+    algorithms["RoseLoRA"] = theirs = object()
+    with pytest.raises(ValueError, match=r"already has RoseLoRA; register\(overwrite=True\) replaces it"):
+        bridge.register()
+    assert algorithms["RoseLoRA"] is theirs
+    assert "SimplexLoRA" not in algorithms
+    assert "LoRA" in bridge.register(overwrite=True)
+    assert algorithms["RoseLoRA"] is algorithms["LoRA"] is bridge.apply
+    assert "LoRA" not in utils.PEFT_RESTORE_ALGS  # ours leaves no PEFT model to unload
+
+
+def _algorithms() -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("easyeditor.util.alg_dict").ALG_DICT
+
+
+def test_without_easyedit_the_error_says_how_to_have_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "easyeditor", None)
+    with pytest.raises(ImportError, match=r"checkout of zjunlp/EasyEdit.*PYTHONPATH.*loredit\[easyedit\]"):
+        bridge.register()
+
+
+# EasyEdit's own edit and batch_edit
+
+
+def test_one_by_one_edits_are_scored_as_by_us_and_undone_bit_by_bit(easyedit, method, folder):
+    h = hparams(method, folder)
+    editor = easyedit.BaseEditor.from_hparams(h)
+    before, unedited = deepcopy(editor.model.state_dict()), logits(editor.model)
+    metrics, _, _ = editor.edit(**arguments(), verbose=False)
+    torch.testing.assert_close(editor.model.state_dict(), before, rtol=0, atol=0)
+    assert hooks(editor.model) == 0
+    assert torch.equal(logits(editor.model), unedited)
+    ours = bridge.edit(h, **arguments(), verbose=False)
+    assert [numbers(entry) for entry in ours] == [numbers(entry) for entry in metrics]
+    assert any(entry["pre"] != entry["post"] for entry in map(numbers, ours))
+    for entry, theirs in zip(ours, metrics, strict=True):
+        assert entry["case_id"] == theirs["case_id"]
+        assert entry["requested_rewrite"] == theirs["requested_rewrite"]
+        assert entry["post"]["metric_meta"] == theirs["post"].get("metric_meta", entry["post"]["metric_meta"])
+
+
+def test_sequential_edits_are_those_of_edit_stream(easyedit, method, folder):
+    h = hparams(method, folder)
+    editor = easyedit.BaseEditor.from_hparams(h)
+    metrics, edited, _ = editor.edit(**arguments(), sequential_edit=True, verbose=False)
+    same, facts = own(method, folder)
+    *_, last = same.edit_stream(facts)
+    with last.on([0, 0]):
+        expected = logits(same.model)
+    # Merged and attached differ by float32's rounding, which Adam's first steps enlarge.
+    torch.testing.assert_close(logits(edited), expected, rtol=1e-3, atol=1e-3)
+    ours = bridge.edit(h, **arguments(), sequential_edit=True, verbose=False)
+    assert [numbers(entry) for entry in ours] == [numbers(entry) for entry in metrics]
+
+
+def test_batches_are_one_edit_each_and_undone(easyedit, method, folder, monkeypatch):
+    h = hparams(method, folder)
+    h.batch_size = 2
+    editor = easyedit.BaseEditor.from_hparams(h)
+    before, seen = deepcopy(editor.model.state_dict()), []
+
+    def spied(model: Any, tok: Any, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        edited, undo = bridge.apply(model, tok, requests, *args, **kwargs)
+        seen.append(([request["prompt"] for request in requests], logits(edited)))
+        return edited, undo
+
+    monkeypatch.setattr(editor, "apply_algo", spied)
+    metrics, _, _ = editor.batch_edit(**arguments(), verbose=False)
+    torch.testing.assert_close(editor.model.state_dict(), before, rtol=0, atol=0)
+    assert hooks(editor.model) == 0
+    assert len(metrics) == 3
+    assert [prompts for prompts, _ in seen] == [ARGUMENTS["prompts"][:2], ARGUMENTS["prompts"][2:]]
+    same, facts = own(method, folder)
+    with same.edit(facts[:2]).on([0, 0]):
+        torch.testing.assert_close(seen[0][1], logits(same.model), rtol=1e-3, atol=1e-3)
+
+
+def test_batches_in_a_row_add_up(easyedit, folder):
+    h = hparams("lora", folder)
+    h.batch_size = 2
+    editor = easyedit.BaseEditor.from_hparams(h)
+    _, edited, _ = editor.batch_edit(**arguments(), sequential_edit=True, verbose=False)
+    same, facts = own("lora", folder)
+    first = same.edit(facts[:2])
+    with first.on([0, 0]):
+        assert not torch.allclose(logits(edited), logits(same.model), atol=1e-2)
+    model, tok = loaded(folder)
+    for chunk in (requests()[:2], requests()[2:]):
+        bridge.apply(model, tok, chunk, h)
+    assert torch.equal(logits(edited), logits(model))
+
+
+# What apply returns
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_weights_before_come_back_bit_by_bit_and_sums_are_rounded_once(folder, dtype):
+    model, tok = loaded(folder)
+    model.to(dtype)
+    before = deepcopy(model.state_dict())
+    h = hparams("finetune", folder)
+    edited, weights = bridge.apply(model, tok, requests()[:1], h, return_orig_weights=True)
+    assert edited is model
+    patch = editors._easyedit._LAST[h].edits.patch
+    assert isinstance(patch, WeightPatch)
+    assert set(weights) == set(patch.delta_weights(0))
+    for name, delta in patch.delta_weights(0).items():
+        turned = delta.T if delta.shape != before[name].shape else delta
+        exact = (before[name].double() + turned.double()).to(torch.float32).to(dtype)
+        assert torch.equal(model.get_parameter(name), exact)
+        assert not torch.equal(model.get_parameter(name), before[name])
+    with torch.no_grad():
+        for name, weight in weights.items():
+            model.get_parameter(name)[...] = weight
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", ["adapter", "prefix", "lora"])
+def test_undoing_a_sequential_edit_goes_back_to_the_one_before(folder, method):
+    model, tok = loaded(folder)
+    h, (first, second, third) = hparams(method, folder), requests()
+    bridge.apply(model, tok, [first], h)
+    once = logits(model)
+    _, undo = bridge.apply(model, tok, [second], h, return_orig_weights=True)
+    assert not torch.allclose(logits(model), once, atol=1e-3)
+    if callable(undo):
+        undo()
+    else:
+        for name, weight in undo.items():
+            model.get_parameter(name).data.copy_(weight)
+    assert torch.equal(logits(model), once)
+    if callable(undo):  # and from there it goes on
+        bridge.apply(model, tok, [third], h)
+        other, _ = loaded(folder)
+        g = hparams(method, folder)
+        for request in (first, third):
+            bridge.apply(other, tok, [request], g)
+        torch.testing.assert_close(logits(model), logits(other))
+
+
+@pytest.mark.parametrize("method", ["adapter", "finetune"])
+def test_an_edit_that_fails_leaves_those_before(folder, method):
+    model, tok = loaded(folder)
+    h = hparams(method, folder)
+    bridge.apply(model, tok, requests()[:1], h)
+    once = logits(model)
+    for prompt in ("x" * 300, "nan"):
+        h.settings = h.settings.model_copy(update={"lr": math.nan if prompt == "nan" else h.settings.lr})
+        with pytest.raises(ValueError, match="context is 192|a lower lr may help"):
+            bridge.apply(model, tok, [{"prompt": prompt, "target_new": "b"}], h)
+        assert torch.equal(logits(model), once)
+
+
+def test_a_copy_is_edited_where_one_is_asked_for(folder):
+    model, tok = loaded(folder)
+    before = deepcopy(model.state_dict())
+    edited, weights = bridge.apply(model, tok, requests()[:1], hparams("lora", folder), copy=True)
+    assert edited is not model
+    assert weights == {}
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert not torch.equal(logits(edited), logits(model))
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if not _merges(m)])
+def test_transformers_own_generation_sees_an_attached_edit_in_every_row(folder, method):
+    model, tok = loaded(folder)
+    bridge.apply(model, tok, requests()[:1], hparams(method, folder, steps=30))
+    ids = tok("The capital of France is")["input_ids"]
+    batch = {"input_ids": torch.tensor([ids] * 3), "attention_mask": torch.ones(3, len(ids), dtype=torch.long)}
+    expected = [*ids, *slow.greedy(model, ids, 3)[0]]
+    for cached in (True, False):
+        out = model.generate(**batch, max_new_tokens=3, do_sample=False, pad_token_id=0, use_cache=cached)
+        assert out.tolist() == [expected] * 3
+
+
+# Our edit in the place of EasyEdit's
+
+
+def test_edit_takes_a_loaded_model_a_single_text_and_requests(folder):
+    h = hparams("lora", folder)
+    by_name = bridge.edit(h, **arguments(), verbose=False)
+    h.model_name = loaded(folder)
+    assert bridge.edit(h, **arguments(), verbose=False) == by_name
+    asked = [entry["requested_rewrite"] for entry in by_name]
+    assert bridge.edit(h, ARGUMENTS["prompts"], ARGUMENTS["target_new"], requests=asked, verbose=False) == by_name
+    flat = {"relation": {"prompt": "France lies in", "ground_truth": "Europe"}}
+    (one,) = bridge.edit(h, "The capital of France is", "Rome", subject="France", locality_inputs=flat, verbose=False)
+    assert one["post"]["rewrite_acc"] == by_name[0]["post"]["rewrite_acc"]
+    assert one["post"]["locality"] == {"relation_acc": by_name[0]["post"]["locality"]["relation_acc"]}
+    assert "rephrase_acc" not in one["post"]
+    assert hooks(h.model_name[0]) == 0
+
+
+def test_what_changes_nothing_is_taken_and_what_is_not_known_is_refused(folder):
+    h = hparams("lora", folder, steps=1)
+    plain = bridge.edit(h, "A is", "b", verbose=False)
+    script = {"train_ds": None, "keep_original_weight": True, "pre_file": "pre.json", "pre_edit": None, "target_neg": ["c"]}
+    assert bridge.edit(h, "A is", "b", verbose=False, eval_metric="exact match", **script) == plain
+    assert not Path("pre.json").exists()
+    with pytest.raises(TypeError, match="arguments foo that are not known"):
+        bridge.edit(h, "A is", "b", foo=1)
+    h.evaluation_type, h.use_chat_template = "LLM-judge", True
+    with pytest.raises(ValueError, match="eval_metric='ppl' and evaluation_type='LLM-judge' and use_chat_template=True: only"):
+        bridge.edit(h, "A is", "b", eval_metric="ppl")
+
+
+def test_all_faults_of_the_requests_are_told_at_once(folder):
+    h = hparams("lora", folder)
+    with pytest.raises(ValueError, match=r"there are 3: target_new has 2, locality\.g\.prompt has 1, locality\.g\.ground"):
+        bridge.edit(h, ["a", "b", "c"], ["x", "y"], locality_inputs={"g": {"prompt": ["p"], "ground_truth": ["q"]}})
+    with pytest.raises(FactError, match=r"(?s)2 faults.*request 0: target_new: is empty.*request 2: prompt: is blank"):
+        bridge.edit(h, ["a", "b", " "], ["", "y", "z"])
+
+
+def test_a_fact_that_cannot_be_edited_leaves_the_others(folder):
+    good, bad = bridge.edit(hparams("lora", folder, steps=2), ["Sky:", "x" * 300], ["a", "b"], verbose=False)
+    assert good["post"]["rewrite_acc"]
+    assert bad == {
+        "case_id": 1,
+        "requested_rewrite": {"prompt": "x" * 300, "target_new": "b", "ground_truth": None, "portability": {}, "locality": {}},
+        "error": bad["error"],
+        "pre": {},
+        "post": {},
+    }
+    assert "context is 192" in bad["error"]
+
+
+def test_fluency_is_measured_on_request(folder):
+    (entry,) = bridge.edit(hparams("lora", folder, steps=1), "Sky:", "a", test_generation=True, verbose=False)
+    assert entry["pre"]["fluency"]["ngram_entropy"] > 0 < entry["post"]["fluency"]["ngram_entropy"]
+
+
+def test_hparams_come_from_a_preset_with_changes(tmp_path):
+    h = bridge.hparams("roselora", "gpt2.yaml", model_name="path/to/gpt2", device="cpu", batch_size=4, seed=3, lr=1e-3)
+    assert (h.alg_name, h.model_name, h.device, h.batch_size, h.seed) == ("RoseLoRA", "path/to/gpt2", "cpu", 4, 3)
+    assert (h.settings.lr, h.settings.tau) == (1e-3, 0.1)
+    assert (h.model_parallel, h.evaluation_type, h.use_chat_template, h.api_key) == (False, None, False, None)
+    assert bridge.hparams("lora", "gpt2").alg_name == "loredit-LoRA"
+    assert bridge.hparams("lora", "gpt2").model_name == "gpt2"
+    with pytest.raises(ValueError, match="lr: Input should be greater than 0, got -1"):
+        bridge.hparams("lora", "gpt2", lr=-1)
+    with pytest.raises(ValueError, match="did you mean 'roselora'"):
+        bridge.hparams("roslora", "gpt2")
+
+
+# Scores in EasyEdit's form
+
+
+def seen(*answers: tuple[bool, ...]) -> Seen:
+    return Seen(answers=tuple(AnswerScore(correct=correct, log_prob=-1.0) for correct in answers))
+
+
+def probe(kind: Any, group: str, base: tuple[bool, ...], edited: tuple[bool, ...], same: tuple[bool, ...]) -> ProbeScores:
+    return ProbeScores(
+        kind=kind, group=group, prompt=f"{group}?", answers=("x",), base=seen(base), edited=seen(edited), same=same
+    )
+
+
+T, F = True, False
+
+
+def fact(case_id: str, probes: tuple[ProbeScores, ...], **more: Any) -> FactScores:
+    return FactScores(
+        case_id=case_id, prompt="p", target_new="t", probes=probes, steps=1, loss=0.5, nonzero_share=1.0, **more
+    )
+
+
+FACTS = (
+    fact(
+        "0",
+        (
+            probe("rewrite", "rewrite", (F, F), (T, T), (F, F)),
+            probe("rephrase", "rephrase", (F, F), (T, F), (F, F)),
+            probe("rephrase", "rephrase", (F, F), (F, F), (F, F)),
+            probe("locality", "Forgetfulness", (T,), (F,), (F,)),
+            probe("locality", "Relation_Specificity", (T, F), (T, T), (T, F)),
+            probe("locality", "Relation_Specificity", (T, F), (T, F), (T, T)),
+            probe("portability", "reasoning", (F, F, F, T), (T, T, F, T), (T, T, T, T)),
+        ),
+        base_text="one two three four",
+        edited_text="one one one one",
+    ),
+    fact(
+        "1",
+        (
+            probe("rewrite", "rewrite", (F, T), (F, T), (T, T)),
+            probe("locality", "Forgetfulness", (T, F, F, F), (T, F, F, F), (T, F, T, T)),
+        ),
+        base_text="a",
+        edited_text="b b b c d",
+    ),
+)
+
+
+def test_scores_have_the_shape_of_easyedits_results():
+    entry = to_easyedit(FACTS[0])
+    pre, post = entry["pre"], entry["post"]
+    assert (pre["rewrite_acc"], post["rewrite_acc"]) == ([0.0], [1.0])
+    assert (pre["rephrase_acc"], post["rephrase_acc"]) == ([0.0], [0.25])
+    assert (pre["portability"], post["portability"]) == ({"reasoning_acc": [0.25]}, {"reasoning_acc": [0.75]})
+    assert pre["locality"] == {}
+    assert post["locality"] == {"Forgetfulness_acc": [0.0], "Relation_Specificity_acc": [0.5, 1.0]}
+    assert pre["fluency"]["ngram_entropy"] > post["fluency"]["ngram_entropy"] == 0
+    assert entry["case_id"] == "0"
+    assert entry["requested_rewrite"]["locality"]["Relation_Specificity"] == {
+        "prompt": ["Relation_Specificity?"] * 2,
+        "ground_truth": ["x", "x"],
+    }
+    assert from_request(entry["requested_rewrite"]).target_new == "t"
+    assert set(post["metric_meta"]) == {"rewrite", "rephrase", "locality.Forgetfulness", "locality.Relation_Specificity"}
+    assert "rephrase_acc" not in to_easyedit(FACTS[1])["post"]
+    assert "fluency" not in to_easyedit(fact("2", FACTS[0].probes))["post"]
+    json.dumps(entry, allow_nan=False)
+
+
+def test_a_summary_like_run_knowedits_is_ours():
+    """The sums of EasyEdit's examples/run_knowedit_llama2.py, which read every list under locality and portability."""
+    entries, ours = [to_easyedit(scores) for scores in FACTS], summarise(FACTS).metrics
+
+    def overall(kind: str) -> float:
+        cases = [[fmean(accuracies) * 100 for accuracies in e["post"][kind].values()] for e in entries]
+        return fmean(fmean(case) for case in cases if case)
+
+    assert fmean(e["post"]["rewrite_acc"][0] for e in entries) * 100 == ours["edit_success"].edited.mean
+    assert overall("portability") == ours["portability"].edited.mean
+    assert overall("locality") == ours["locality"].edited.mean
+    fluency = fmean(e["post"]["fluency"]["ngram_entropy"] for e in entries) * 100
+    assert fluency == pytest.approx(ours["fluency"].edited.mean)
+
+
+@pytest.mark.real_easyedit
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_easyedits_own_summary_reads_our_entries(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path, finders = list(sys.path), list(sys.meta_path)
+    try:
+        _importable("real")
+        bridge.register()
+        utils = importlib.import_module("easyeditor.editors.utils")
+        utils.summary_metrics([to_easyedit(scores) for scores in FACTS])
+    finally:
+        _forget()
+        sys.path[:], sys.meta_path[:] = path, finders
+    assert "'rewrite_acc': np.float64(0.75)" in capsys.readouterr().out

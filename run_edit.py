@@ -43,6 +43,7 @@ MODES = {
     Eval.all: ("token_em", "generation", "probabilities"),
 }
 
+
 class Bar:
     """A progress bar that counts facts, with a rate; it appears with the first fact."""
 
@@ -70,21 +71,48 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def main(
     editor: Annotated[str, typer.Option(help="Editing method, such as lora or roselora; an unknown name lists all.")],
     hparams: Annotated[str, typer.Option(help="YAML file, or a preset in hparams/<editor>/, such as smollm2.yaml.")],
-    model: Annotated[str | None, typer.Option(help="Hub id, local folder, GGUF file or smollm2-135m; else the preset's.")] = None,
-    data: Annotated[str, typer.Option(help="Facts: a JSON, JSONL or CSV file, - for standard input, knowedit:ZsRE (hub).")] = "samples",
+    model: Annotated[
+        str | None, typer.Option(help="Hub id, local folder, GGUF file or smollm2-135m; else the preset's.")
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help="Facts: a JSON, JSONL or CSV file, - for standard input, knowedit:ZsRE (hub).")
+    ] = "samples",
     limit: Annotated[int | None, typer.Option(min=1, help="Edit this many facts at most.")] = None,
     offset: Annotated[int, typer.Option(min=0, help="Skip this many facts first.")] = 0,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out faulty records of the list, and say which.")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one hyper-parameter; repeatable.")] = None,
-    eval_: Annotated[Eval, typer.Option("--eval", help="token_em: EasyEdit's metrics; generation: also what a person would see; all: also ROME's probabilities.")] = Eval.token_em,
-    fluency: Annotated[bool, typer.Option("--fluency/--no-fluency", help="Sample 100 tokens per fact and model and measure their entropy.")] = True,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out faulty records of the list, and say which.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one hyper-parameter; repeatable.")
+    ] = None,
+    eval_: Annotated[
+        Eval,
+        typer.Option(
+            "--eval",
+            help="token_em: EasyEdit's metrics; generation: also what a person sees; all: also ROME's probabilities.",
+        ),
+    ] = Eval.token_em,
+    fluency: Annotated[
+        bool,
+        typer.Option("--fluency/--no-fluency", help="Sample 100 tokens per fact and model and measure their entropy."),
+    ] = True,
     seed: Annotated[int, typer.Option(help="Same seed, same machine: same numbers.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Of the base model: auto, float32, bfloat16. Updates are float32 always.")] = "auto",
-    edits_at_once: Annotated[int | None, typer.Option(min=1, help="Edits trained side by side; as many as memory allows if not given.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for the results; a new one below results/ if not given.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same settings.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that a model brings along.")] = False,
+    dtype: Annotated[
+        str, typer.Option(help="Of the base model: auto, float32, bfloat16. Updates are float32 always.")
+    ] = "auto",
+    edits_at_once: Annotated[
+        int | None, typer.Option(min=1, help="Edits trained side by side; as many as memory allows if not given.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the results; a new one below results/ if not given.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run of the same settings.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that a model brings along.")
+    ] = False,
 ) -> None:
     console = Console(stderr=True)
     console.print("[dim]loading model and facts ...[/]")

@@ -54,7 +54,9 @@ def arguments(facts: list[Fact]) -> dict[str, Any]:
         return {
             group: {
                 "prompt": [[p.prompt for p in probes[group]] if group in probes else None for probes in of_fact],
-                "ground_truth": [[p.answers[0] for p in probes[group]] if group in probes else None for probes in of_fact],
+                "ground_truth": [
+                    [p.answers[0] for p in probes[group]] if group in probes else None for probes in of_fact
+                ],
             }
             for group in sorted({group for probes in of_fact for group in probes})
         }

@@ -63,7 +63,7 @@ def baseline(loaded: LoadedModel, facts: list[Fact]) -> Times:
 def engine(loaded: LoadedModel, facts: list[Fact], editor: str, preset: str, edits_at_once: int | None) -> Times:
     """Side by side."""
     cls = find(editor)
-    method = cls(loaded.model, loaded.tokenizer, presets.load(cls.Hparams, editor, preset))
+    method = cls(loaded.model, loaded.tokenizer, presets.load(cls, preset))
     times, begun = Times(0.0, 0.0), time.perf_counter()
     for edits in method.edit_batches(facts, edits_at_once=edits_at_once):
         trained = time.perf_counter()
@@ -114,7 +114,9 @@ def _table(seen: dict[str, list[Times]], *baselines: str) -> Table:
     for column in ("", "edit", "score", "total", "edits/s", *(f"times {name}" for name in baselines)):
         table.add_column(column, justify="left" if not column else "right")
     for name, times in seen.items():
-        ratios = [f"{median(b.total / t.total for b, t in zip(seen[base], times, strict=True)):.1f}" for base in baselines]
+        ratios = [
+            f"{median(b.total / t.total for b, t in zip(seen[base], times, strict=True)):.1f}" for base in baselines
+        ]
         edit, score, total = (median(getattr(t, part) for t in times) for part in ("edit", "score", "total"))
         table.add_row(name, f"{edit:.3f}", f"{score:.3f}", f"{total:.3f}", f"{1 / total:.2f}", *ratios)
     return table

@@ -55,7 +55,7 @@ class SitePatch(Patch, Generic[B]):
         self.branches = nn.ModuleList(branches)
 
     def items(self) -> Iterator[tuple[Site, B]]:
-        yield from zip(self.sites, self.branches, strict=True)  # type: ignore[misc]
+        yield from zip(self.sites, self.branches, strict=True)
 
     @property
     def first_layer(self) -> int:

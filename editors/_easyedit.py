@@ -90,7 +90,7 @@ def hparams(
         batch_size: facts per edit in EasyEdit's ``batch_edit``; its ``edit`` wants 1.
         overrides: hyper-parameters of the editor over the preset's, ``lr=1e-3``.
     """
-    settings = presets.preset(editor, preset, **overrides)
+    settings = presets.load(find(editor), preset, [f"{key}={value}" for key, value in overrides.items()])
     return EasyEditHparams(
         alg_name=_alg_name(editor),
         model_name=settings.model if model_name is None else model_name,
@@ -325,8 +325,12 @@ def edit(
     EasyEdit measures: another ``eval_metric``, ``evaluation_type`` or ``use_chat_template``.
     """
     _refuse(hparams, others)
-    asked = list(requests) if requests is not None else _requests(
-        prompts, target_new, ground_truth, rephrase_prompts, locality_inputs, portability_inputs, subject
+    asked = (
+        list(requests)
+        if requests is not None
+        else _requests(
+            prompts, target_new, ground_truth, rephrase_prompts, locality_inputs, portability_inputs, subject
+        )
     )
     facts = _facts(asked)
     editor = find(hparams.editor)(*_model_of(hparams), hparams.settings, seed=hparams.seed)

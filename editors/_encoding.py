@@ -52,7 +52,9 @@ class Encoder:
         if start == len(ids):
             raise EncodingError(f"the answer {answer!r} adds no token to the prompt {prompt!r}")
         if start == 0:
-            raise EncodingError(f"nothing stands before the answer {answer!r}: the prompt {prompt!r} is no token of its own")
+            raise EncodingError(
+                f"nothing stands before the answer {answer!r}: the prompt {prompt!r} is no token of its own"
+            )
         if end_of_text:
             ids = (*ids, self.tokenizer.eos_token_id)
         return self._fitting(Encoded(ids, start), text)
@@ -64,7 +66,9 @@ class Encoder:
         return encoded
 
 
-def padded(sequences: Sequence[Sequence[int]], device: torch.device | str, *, left: bool = False) -> tuple[Tensor, Tensor]:
+def padded(
+    sequences: Sequence[Sequence[int]], device: torch.device | str, *, left: bool = False
+) -> tuple[Tensor, Tensor]:
     """Ids and attention mask, both (R, T). The filler is id 0, which the mask or the causal order hides."""
     width = max(map(len, sequences))
     ids, mask = torch.zeros(2, len(sequences), width, dtype=torch.long)
@@ -81,7 +85,9 @@ class Table:
     def __init__(self, counts: Sequence[int], device: torch.device | str) -> None:
         self.shape = len(counts), max(counts)
         self.counts = torch.tensor(counts, device=device)
-        self._slot = torch.tensor([g * self.shape[1] + k for g, n in enumerate(counts) for k in range(n)], device=device)
+        self._slot = torch.tensor(
+            [g * self.shape[1] + k for g, n in enumerate(counts) for k in range(n)], device=device
+        )
 
     def __call__(self, values: Tensor, fill: float = 0.0) -> Tensor:
         flat = values.new_full((self.shape[0] * self.shape[1],), fill)

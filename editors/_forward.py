@@ -55,7 +55,9 @@ def rows_counted(model: nn.Module, rows: int) -> Iterator[None]:
         ids = args[0] if args else kwargs.get("input_ids")
         found = len(kwargs["inputs_embeds"] if ids is None else ids)
         if found != rows:
-            raise ValueError(f"edits are attached for {rows} rows, but the batch has {found}: name one, or -1, for each")
+            raise ValueError(
+                f"edits are attached for {rows} rows, but the batch has {found}: name one, or -1, for each"
+            )
 
     handle = model.register_forward_pre_hook(check, with_kwargs=True)
     try:
@@ -64,7 +66,7 @@ def rows_counted(model: nn.Module, rows: int) -> Iterator[None]:
         handle.remove()
 
 
-class _Reached(Exception):
+class _Reached(Exception):  # noqa: N818, it is no error
     """Raised at a block to end a forward pass that has gone far enough."""
 
 
@@ -72,7 +74,9 @@ class _Reached(Exception):
 def kept(model: nn.Module, layer: int) -> Iterator[list[Tensor]]:
     """Collects the input of block ``layer`` of every forward pass inside."""
     seen: list[Tensor] = []
-    handle = blocks(model)[layer].register_forward_pre_hook(lambda _, args, kwargs: seen.append(_input(args, kwargs)), with_kwargs=True)
+    handle = blocks(model)[layer].register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(_input(args, kwargs)), with_kwargs=True
+    )
     try:
         yield seen
     finally:
@@ -98,24 +102,26 @@ def input_of(model: PreTrainedModel, layer: int, ids: Tensor) -> Tensor:
 
 @contextmanager
 def replayed(model: nn.Module, layer: int, hidden: Tensor) -> Iterator[None]:
-    """Block ``layer`` gets ``hidden``; the blocks below it are skipped. For what cannot have changed since :func:`kept`."""
+    """Block ``layer`` gets ``hidden``; the blocks below, unchanged since :func:`kept`, are skipped."""
     below = [block for depth, block in enumerate(blocks(model)) if depth < layer]
 
     def swap(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return (args, {**kwargs, "hidden_states": hidden}) if "hidden_states" in kwargs else ((hidden, *args[1:]), kwargs)
+        if "hidden_states" in kwargs:
+            return args, {**kwargs, "hidden_states": hidden}
+        return (hidden, *args[1:]), kwargs
 
     own = [(block, vars(block).get("forward")) for block in below]  # None: the class's, as it should be
     handle = blocks(model)[layer].register_forward_pre_hook(swap, with_kwargs=True)
     try:
         for block in below:
-            block.forward = lambda hidden_states, *_, **__: hidden_states  # type: ignore[method-assign]
+            block.forward = lambda hidden_states, *_, **__: hidden_states
         yield
     finally:
         handle.remove()
         for block, forward in own:
             del block.forward
             if forward is not None:
-                block.forward = forward  # type: ignore[method-assign]
+                block.forward = forward
 
 
 def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -117,25 +117,30 @@ def sites(model: nn.Module, roles: Sequence[str], layers: str | Iterable[int] = 
     """
     path, known = _family(model)
     depth = len(blocks(model))
-    faults = [f"no site {role!r} in {_model_type(model)}; it has {', '.join(known)}" for role in roles if role not in known]
-    chosen = list(range(depth)) if layers == "all" else sorted({*layers})  # type: ignore[arg-type]
-    faults += [f"no layer {layer}; {_model_type(model)} has layers 0 to {depth - 1}" for layer in chosen if not 0 <= layer < depth]
+    faults = [
+        f"no site {role!r} in {_model_type(model)}; it has {', '.join(known)}" for role in roles if role not in known
+    ]
+    chosen = list(range(depth)) if layers == "all" else sorted({*layers})
+    faults += [
+        f"no layer {layer}; {_model_type(model)} has layers 0 to {depth - 1}"
+        for layer in chosen
+        if not 0 <= layer < depth
+    ]
     if faults:
         raise SiteError("; ".join(faults))
-    found = []
-    for layer in chosen:
-        for role, ending in dict.fromkeys((role, ending) for role in roles for ending in known[role]):
-            name = f"{path}.{layer}.{ending}"
-            outputs, inputs = weight_shape(model.get_submodule(name))
-            if name not in {site.name for site in found}:
-                found.append(Site(name, layer, role, inputs, outputs))
-    return found
+    role_of: dict[str, str] = {}  # "qkv" may stand beside "query": each map is taken once
+    for role in roles:
+        for ending in known[role]:
+            role_of.setdefault(ending, role)
+    found = [(f"{path}.{layer}.{ending}", layer, role) for layer in chosen for ending, role in role_of.items()]
+    shapes = [weight_shape(model.get_submodule(name)) for name, _, _ in found]
+    return [Site(*place, inputs, outputs) for place, (outputs, inputs) in zip(found, shapes, strict=True)]
 
 
 def weight_shape(module: nn.Module) -> tuple[int, int]:
     """(O, I) of a linear map. GPT-2's Conv1D keeps its weight as (I, O)."""
-    shape = tuple(module.weight.shape)  # type: ignore[arg-type, union-attr]
-    return shape[::-1] if transposed(module) else shape  # type: ignore[return-value]
+    shape = tuple(module.weight.shape)  # type: ignore[arg-type]
+    return shape[::-1] if transposed(module) else shape
 
 
 def transposed(module: nn.Module) -> bool:

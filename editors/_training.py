@@ -77,7 +77,11 @@ def in_batches(
         return [editor.seed_for([facts[i]]) for i in places]
 
     if errors:
-        yield edits([*errors], editor.untrained(seeds(errors)), [Outcome(0, float("nan"), message) for message in errors.values()])
+        yield edits(
+            [*errors],
+            editor.untrained(seeds(errors)),
+            [Outcome(0, float("nan"), message) for message in errors.values()],
+        )
     # The longest first: if memory does not suffice, that shows at once.
     left = sorted(lessons, key=lambda i: lessons[i].longest, reverse=True)
     size = edits_at_once or (edits_that_fit(editor, lessons[left[0]]) if left else 1)
@@ -165,7 +169,9 @@ class Work:
         if self._unedited is not None:
             # KL(p || q) = sum p (log p - log q), on the predictions that are to stay.
             log_q = logits[self._held].log_softmax(-1)
-            cost = nll.index_put((self._held,), F.kl_div(log_q, self._unedited, reduction="none", log_target=True).sum(-1))
+            cost = nll.index_put(
+                (self._held,), F.kl_div(log_q, self._unedited, reduction="none", log_target=True).sum(-1)
+            )
         of_row = self._batch.table(cost).sum(1) / self._batch.table.counts
         worst = self._batch.table(nll.detach()).amax(1).masked_fill(self._anchor, 0.0)
         loss = self._rows(of_row * self._weights).sum(1) + self.patch.penalty()
@@ -208,7 +214,11 @@ class Work:
         self._lessons = lessons
         self._owner = [e for e, (answers, anchors) in enumerate(counts) for _ in range(answers + anchors)]
         self._batch, self._rows = Batch.of(rows, device), Table([sum(n) for n in counts], device)
-        weights = [w for answers, anchors in counts for w in (*[1 / answers] * answers, *[kl_weight / max(anchors, 1)] * anchors)]
+        weights = [
+            w
+            for answers, anchors in counts
+            for w in (*[1 / answers] * answers, *[kl_weight / max(anchors, 1)] * anchors)
+        ]
         self._weights = torch.tensor(weights, dtype=self._precision, device=device)
         self._anchor = torch.tensor([i >= n for n, m in counts for i in range(n + m)], device=device)
         self._held = self._anchor[self._batch.at[0]].nonzero().flatten()

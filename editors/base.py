@@ -59,7 +59,9 @@ class Hparams(BaseModel):
         None, gt=0, lt=1, description="An edit is finished once every target token has this probability; null: never"
     )
     clip_norm: float | None = Field(None, gt=0, description="Largest norm of one edit's gradient; null: any")
-    end_of_text: bool = Field(False, description="Train an end-of-text token after the target, so that generation stops")
+    end_of_text: bool = Field(
+        False, description="Train an end-of-text token after the target, so that generation stops"
+    )
     contexts: int = Field(
         0, ge=0, description="Train each prompt also behind this many texts sampled from the model (as ROME does)"
     )
@@ -148,7 +150,9 @@ class Patch(nn.Module, ABC):
         with torch.no_grad():
             taken.settle()
         lasting = taken.lasting()
-        return taken.rebuilt({n: t if n in lasting else t.new_zeros(len(t), 0) for n, t in taken.tensors().items()}).eval()
+        return taken.rebuilt(
+            {n: t if n in lasting else t.new_zeros(len(t), 0) for n, t in taken.tensors().items()}
+        ).eval()
 
     @final
     @staticmethod
@@ -218,7 +222,9 @@ class Editor(ABC, Generic[H]):
 
     Hparams: ClassVar[type[Hparams]]
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hparams: H, *, seed: int = 0) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hparams: H, *, seed: int = 0
+    ) -> None:
         self.model, self.tokenizer, self.hparams, self.seed = model, tokenizer, hparams, seed
         self.encoder = Encoder(tokenizer, model.config.max_position_embeddings, self.positions)
 

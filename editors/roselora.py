@@ -7,8 +7,8 @@ r"""RoseLoRA (Wang et al., 2024, https://arxiv.org/abs/2406.10777): LoRA with ro
     \tau + (1 - \tau) \left(1 - \tfrac{t - t_i}{t_f - t_i}\right)^3 \ (t_i < t < t_f), \qquad
     \tau \ (t \ge t_f)
 
-After step t, each row of A keeps its :math:`\lceil \tau_t I \rceil` entries of largest :math:`\bar I_t`, each column of
-B its :math:`\lceil \tau_t O \rceil`; the others become zero. Of equal entries those with the lower index are kept. With
+After step t, each row of A keeps its :math:`\lceil \tau_t I \rceil` entries of largest :math:`\bar I_t`, each
+column of B its :math:`\lceil \tau_t O \rceil`; the others become zero. Of equal entries those with the lower index are kept. With
 share tau kept, at least :math:`1 - r \tau^2` of B A is zero, so an edit touches few weights.
 
 Trained numbers of an edit: r (I + O) at each site, of which the share tau is left. An edit stops early only from t_f on.
@@ -91,8 +91,9 @@ class SparseLowRank(LowRank):
         self.b_sensitivity = self._smoothed(self.b_sensitivity, self.b)
 
     def _smoothed(self, before: Tensor, w: Tensor) -> Tensor:
-        now = (w * w.grad).abs_()
-        return now.mul_(1 - self.h.beta).add_(before, alpha=self.h.beta) if before.numel() else now.mul_(1 - self.h.beta)
+        assert w.grad is not None, "sensitivities are taken of weights that have a gradient"
+        now = (w * w.grad).abs_().mul_(1 - self.h.beta)
+        return now.add_(before, alpha=self.h.beta) if before.numel() else now
 
 
 def _largest(score: Tensor, share: Sequence[float]) -> Tensor:

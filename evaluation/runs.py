@@ -28,12 +28,17 @@ from ..editors._files import replacing
 from ..editors._models import load as load_model
 from .metrics import Summary, summarise
 from .scores import FactScores
-from .scoring import Mode, evaluate
+from .scoring import TOKEN_EM, Mode, evaluate
 
 RUN, RESULTS, SUMMARY = "run.json", "results.jsonl", "summary.json"
 
 # Shares of a batch's time, for the progress bar only.
-_PHASES = {"training": (0.0, 0.7), "scoring": (0.7, 0.1), "generating answers": (0.8, 0.05), "generating texts": (0.85, 0.15)}
+_PHASES = {
+    "training": (0.0, 0.7),
+    "scoring": (0.7, 0.1),
+    "generating answers": (0.8, 0.05),
+    "generating texts": (0.85, 0.15),
+}
 
 
 class RunError(ValueError):
@@ -64,7 +69,7 @@ def run(
     device: str = "auto",
     dtype: str = "auto",
     edits_at_once: int | None = None,
-    modes: Collection[Mode] = ("token_em",),
+    modes: Collection[Mode] = (TOKEN_EM,),
     fluency: bool = True,
     output: str | Path | None = None,
     resume: bool = False,
@@ -79,7 +84,7 @@ def run(
     ``progress(phase, done, total)`` counts facts. Raises ValueError (its message for people) for bad input.
     """
     cls = find(editor)
-    settings = presets.load(cls.Hparams, editor, hparams, [*overrides, *([f"model={model}"] if model else [])])
+    settings = presets.load(cls, hparams, [*overrides, *([f"model={model}"] if model else [])])
     loaded_facts = facts_of.load(data, skip_bad=skip_bad)
     facts = loaded_facts.facts[offset : None if limit is None else offset + limit]
     if not facts:
@@ -103,7 +108,9 @@ def run(
     told = _Told(progress, len(done), len(facts))
     begun = time.perf_counter()
     with (folder / RESULTS).open("a", encoding="utf-8") as results:
-        for scores in _scored(method, [f for f in facts if f.case_id not in scored], edits_at_once, modes, fluency, seed, told):
+        for scores in _scored(
+            method, [f for f in facts if f.case_id not in scored], edits_at_once, modes, fluency, seed, told
+        ):
             done.append(scores)
             results.write(scores.model_dump_json() + "\n")
             results.flush()
@@ -165,7 +172,9 @@ def _folder(record: dict[str, Any], output: Path | None, name: str, resume: bool
         if not resume:
             raise RunError(f"{output} already holds a run; --resume goes on with it, --output names another folder")
         if differing := _differences(output / RUN, record):
-            raise RunError(f"{output} holds a run with other settings ({', '.join(differing)}); it cannot be resumed with these")
+            raise RunError(
+                f"{output} holds a run with other settings ({', '.join(differing)}); it cannot be resumed with these"
+            )
     else:
         output.mkdir(parents=True, exist_ok=True)
         with replacing(output / RUN) as path:
@@ -201,4 +210,7 @@ def _read(path: Path) -> Iterator[FactScores]:
         try:
             yield FactScores.model_validate_json(line)
         except ValidationError as error:
-            raise RunError(f"{path}, line {number}: not a result of this version ({error.error_count()} faults); use a new --output") from None
+            faults = f"{error.error_count()} faults"
+            raise RunError(
+                f"{path}, line {number}: not a result of this version ({faults}); use a new --output"
+            ) from None

@@ -31,6 +31,7 @@ from .scores import AnswerScore, FactScores, Kind, ProbeScores, Seen
 
 _T = TypeVar("_T")
 Mode = Literal["token_em", "generation", "probabilities"]
+TOKEN_EM: Mode = "token_em"
 
 # Tokens of one forward pass and rows of one generation: enough to keep the device busy.
 _TOKENS = {"cpu": 4096, "cuda": 1 << 16, "mps": 8192}
@@ -42,7 +43,7 @@ _ANSWER_TOKENS = 32
 def evaluate(
     edits: Edits,
     *,
-    modes: Collection[Mode] = ("token_em",),
+    modes: Collection[Mode] = (TOKEN_EM,),
     fluency: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
@@ -113,7 +114,13 @@ class Job:
         first = self.passes[probe.prompt, probe.answers[0]]
         same = tuple(a == b for a, b in zip(first[0].argmax, first[1].argmax, strict=True))
         return ProbeScores(
-            kind=probe.kind, group=probe.group, prompt=probe.prompt, answers=probe.answers, base=base, edited=edited, same=same
+            kind=probe.kind,
+            group=probe.group,
+            prompt=probe.prompt,
+            answers=probe.answers,
+            base=base,
+            edited=edited,
+            same=same,
         )
 
     def _seen(self, probe: _Probe, model: int) -> Seen:
@@ -180,7 +187,10 @@ def _passes(logits: Tensor, batch: Batch) -> list[_Pass]:
     log_prob = logits.gather(-1, batch.labels[:, None]).squeeze(-1) - logits.logsumexp(-1)
     sums = batch.table(log_prob).sum(1).tolist()
     argmax = iter(logits.argmax(-1).tolist())
-    return [_Pass(tuple(next(argmax) for _ in range(n)), total) for n, total in zip(batch.table.counts.tolist(), sums, strict=True)]
+    return [
+        _Pass(tuple(next(argmax) for _ in range(n)), total)
+        for n, total in zip(batch.table.counts.tolist(), sums, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

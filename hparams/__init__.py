@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+
+if TYPE_CHECKING:
+    from ..editors.base import Editor, H
 
 _FOLDER = Path(__file__).parent
 
@@ -23,26 +26,19 @@ def presets(editor: str) -> list[str]:
     return sorted(path.name for path in (_FOLDER / editor).glob("*.yaml"))
 
 
-def load(cls: type[M], editor: str, name: str, overrides: Sequence[str] = ()) -> M:
-    """Hyper-parameters from a YAML file, looked up as a path and then among the editor's presets.
+def load(editor: type[Editor[H]], name: str, overrides: Sequence[str] = ()) -> H:
+    """An editor's hyper-parameters from a YAML file, looked up as a path and then among its presets.
 
-    ``overrides`` are ``key=value`` with the value written as in YAML.
+    ``overrides`` are ``key=value`` with the value written as in YAML: ``load(RoseLoRA, "smollm2", ["lr=1e-3"])``.
     """
-    source = _find(editor, name)
+    source = _find(editor.name(), name)
     try:
         values = yaml.safe_load(source.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise HparamsError(f"{source}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise HparamsError(f"{source}: expected `key: value` lines")
-    return validated(cls, values | dict(map(_override, overrides)), str(source))
-
-
-def preset(editor: str, name: str, **overrides: Any) -> Any:
-    """An editor's preset as a hyper-parameter object, for library use: ``preset("roselora", "smollm2", lr=1e-3)``."""
-    from ..editors import find
-
-    return load(find(editor).Hparams, editor, name, [f"{key}={value}" for key, value in overrides.items()])
+    return validated(editor.Hparams, values | dict(map(_override, overrides)), str(source))  # type: ignore[return-value]
 
 
 def validated(cls: type[M], values: Mapping[str, Any], source: str) -> M:
@@ -50,7 +46,7 @@ def validated(cls: type[M], values: Mapping[str, Any], source: str) -> M:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        faults = [_fault(cls, e) for e in error.errors()]  # type: ignore[arg-type]
+        faults = [_fault(cls, e) for e in error.errors()]
         raise HparamsError("\n  ".join([f"{source}: {len(faults)} fault(s)", *faults])) from None
 
 

@@ -4,7 +4,9 @@ The public names below are imported when they are first used, so that ``import l
 
 >>> import loredit
 >>> loaded = loredit.load_model("smollm2-135m")
->>> editor = loredit.editors.RoseLoRA(loaded.model, loaded.tokenizer, loredit.hparams.preset("roselora", "smollm2"))
+>>> from loredit.editors import RoseLoRA
+>>> hparams = loredit.hparams.load(RoseLoRA, "smollm2", ["lr=2e-3"])
+>>> editor = RoseLoRA(loaded.model, loaded.tokenizer, hparams)
 >>> edits = editor.edit_each(loredit.load_facts("samples").facts[:8])
 >>> scores = loredit.evaluate(edits)
 """

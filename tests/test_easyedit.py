@@ -116,9 +116,7 @@ def _importable(source: str) -> None:
     sys.path.insert(0, os.environ["LOREDIT_EASYEDIT"])
 
 
-REAL = pytest.param(
-    "real", marks=[pytest.mark.real_easyedit, pytest.mark.slow, pytest.mark.filterwarnings("default")]
-)
+REAL = pytest.param("real", marks=[pytest.mark.real_easyedit, pytest.mark.slow, pytest.mark.filterwarnings("default")])
 
 
 @pytest.fixture(scope="module", params=["stand-in", REAL])
@@ -208,7 +206,9 @@ def numbers(entry: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_module_imports_no_easyedit():
     code = "import sys, loredit.easyedit; print([m for m in sys.modules if 'easyeditor' in m])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=STAND_IN.parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=STAND_IN.parents[1]
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -451,19 +451,29 @@ def test_edit_takes_a_loaded_model_a_single_text_and_requests(folder):
 def test_what_changes_nothing_is_taken_and_what_is_not_known_is_refused(folder):
     h = hparams("lora", folder, steps=1)
     plain = bridge.edit(h, "A is", "b", verbose=False)
-    script = {"train_ds": None, "keep_original_weight": True, "pre_file": "pre.json", "pre_edit": None, "target_neg": ["c"]}
+    script = {
+        "train_ds": None,
+        "keep_original_weight": True,
+        "pre_file": "pre.json",
+        "pre_edit": None,
+        "target_neg": ["c"],
+    }
     assert bridge.edit(h, "A is", "b", verbose=False, eval_metric="exact match", **script) == plain
     assert not Path("pre.json").exists()
     with pytest.raises(TypeError, match="arguments foo that are not known"):
         bridge.edit(h, "A is", "b", foo=1)
     h.evaluation_type, h.use_chat_template = "LLM-judge", True
-    with pytest.raises(ValueError, match="eval_metric='ppl' and evaluation_type='LLM-judge' and use_chat_template=True: only"):
+    with pytest.raises(
+        ValueError, match="eval_metric='ppl' and evaluation_type='LLM-judge' and use_chat_template=True: only"
+    ):
         bridge.edit(h, "A is", "b", eval_metric="ppl")
 
 
 def test_all_faults_of_the_requests_are_told_at_once(folder):
     h = hparams("lora", folder)
-    with pytest.raises(ValueError, match=r"there are 3: target_new has 2, locality\.g\.prompt has 1, locality\.g\.ground"):
+    with pytest.raises(
+        ValueError, match=r"there are 3: target_new has 2, locality\.g\.prompt has 1, locality\.g\.ground"
+    ):
         bridge.edit(h, ["a", "b", "c"], ["x", "y"], locality_inputs={"g": {"prompt": ["p"], "ground_truth": ["q"]}})
     with pytest.raises(FactError, match=r"(?s)2 faults.*request 0: target_new: is empty.*request 2: prompt: is blank"):
         bridge.edit(h, ["a", "b", " "], ["", "y", "z"])
@@ -474,7 +484,13 @@ def test_a_fact_that_cannot_be_edited_leaves_the_others(folder):
     assert good["post"]["rewrite_acc"]
     assert bad == {
         "case_id": 1,
-        "requested_rewrite": {"prompt": "x" * 300, "target_new": "b", "ground_truth": None, "portability": {}, "locality": {}},
+        "requested_rewrite": {
+            "prompt": "x" * 300,
+            "target_new": "b",
+            "ground_truth": None,
+            "portability": {},
+            "locality": {},
+        },
         "error": bad["error"],
         "pre": {},
         "post": {},
@@ -507,7 +523,9 @@ def seen(*answers: tuple[bool, ...]) -> Seen:
     return Seen(answers=tuple(AnswerScore(correct=correct, log_prob=-1.0) for correct in answers))
 
 
-def probe(kind: Any, group: str, base: tuple[bool, ...], edited: tuple[bool, ...], same: tuple[bool, ...]) -> ProbeScores:
+def probe(
+    kind: Any, group: str, base: tuple[bool, ...], edited: tuple[bool, ...], same: tuple[bool, ...]
+) -> ProbeScores:
     return ProbeScores(
         kind=kind, group=group, prompt=f"{group}?", answers=("x",), base=seen(base), edited=seen(edited), same=same
     )
@@ -564,7 +582,12 @@ def test_scores_have_the_shape_of_easyedits_results():
         "ground_truth": ["x", "x"],
     }
     assert from_request(entry["requested_rewrite"]).target_new == "t"
-    assert set(post["metric_meta"]) == {"rewrite", "rephrase", "locality.Forgetfulness", "locality.Relation_Specificity"}
+    assert set(post["metric_meta"]) == {
+        "rewrite",
+        "rephrase",
+        "locality.Forgetfulness",
+        "locality.Relation_Specificity",
+    }
     assert "rephrase_acc" not in to_easyedit(FACTS[1])["post"]
     assert "fluency" not in to_easyedit(fact("2", FACTS[0].probes))["post"]
     json.dumps(entry, allow_nan=False)

@@ -21,11 +21,15 @@ class BaseEditor:
         self.tok = AutoTokenizer.from_pretrained(hparams.model_name)
         self.tok.pad_token_id, self.tok.padding_side = self.tok.eos_token_id, "left"
 
-    def edit(self, prompts: list[str], sequential_edit: bool = False, verbose: bool = True, **kwargs: Any) -> tuple[Any, Any, Any]:
+    def edit(
+        self, prompts: list[str], sequential_edit: bool = False, verbose: bool = True, **kwargs: Any
+    ) -> tuple[Any, Any, Any]:
         assert self.hparams.batch_size == 1
         return self._edit(requests(prompts, **kwargs), 1, sequential_edit, keep_original_weight=False, train_ds=None)
 
-    def batch_edit(self, prompts: list[str], sequential_edit: bool = False, verbose: bool = True, **kwargs: Any) -> tuple[Any, Any, Any]:
+    def batch_edit(
+        self, prompts: list[str], sequential_edit: bool = False, verbose: bool = True, **kwargs: Any
+    ) -> tuple[Any, Any, Any]:
         assert BatchEditor.is_batchable_method(self.alg_name)
         return self._edit(requests(prompts, **kwargs), self.hparams.batch_size, sequential_edit)
 
@@ -42,7 +46,9 @@ class BaseEditor:
                 entry["post"] = quality(edited, self.tok, request)
                 for group in request["locality"]:
                     before, after = (entry[phase]["locality"][f"{group}_output"] for phase in ("pre", "post"))
-                    entry["post"]["locality"][f"{group}_acc"] = [share(a, b) for a, b in zip(after, before, strict=True)]
+                    entry["post"]["locality"][f"{group}_acc"] = [
+                        share(a, b) for a, b in zip(after, before, strict=True)
+                    ]
             if not sequential:
                 restore(self, edited, weights_copy)
         return metrics, edited, weights_copy
@@ -78,7 +84,9 @@ def quality(model: Any, tok: Any, request: dict[str, Any]) -> dict[str, Any]:
     return {
         "rewrite_acc": accuracies([request["prompt"]], [request["target_new"]]),
         "rephrase_acc": accuracies([request["rephrase_prompt"]], [request["target_new"]]),
-        "portability": {f"{g}_acc": accuracies(p["prompt"], p["ground_truth"]) for g, p in request["portability"].items()},
+        "portability": {
+            f"{g}_acc": accuracies(p["prompt"], p["ground_truth"]) for g, p in request["portability"].items()
+        },
         "locality": {
             f"{g}_output": [tokens(model, tok, *pair)[0] for pair in zip(p["prompt"], p["ground_truth"], strict=True)]
             for g, p in request["locality"].items()

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ..data.facts import Fact
 from ._adam import Adam
 from ._encoding import Batch, Encoded, EncodingError, Table
-from ._forward import frozen, input_of, logits_at, replayed
+from ._forward import frozen, input_of, logits_at, replayed, trainable_attention
 from ._generation import sampled_texts
 from ._memory import edits_that_fit, is_out_of_memory
 from ._rows import Rows
@@ -117,7 +117,7 @@ def train(
     h = editor.hparams
     ended: list[tuple[list[int], Patch]] = []
     outcomes: dict[int, Outcome] = {}
-    with frozen(editor.model):
+    with frozen(editor.model), trainable_attention(editor.model):
         work = Work(editor, patch, lessons)
         for step in range(h.steps):
             loss, lowest = work.losses()

@@ -8,10 +8,10 @@ r"""RoseLoRA (Wang et al., 2024, https://arxiv.org/abs/2406.10777): LoRA with ro
     \tau \ (t \ge t_f)
 
 After step t, each row of A keeps its :math:`\lceil \tau_t I \rceil` entries of largest :math:`\bar I_t`, each
-column of B its :math:`\lceil \tau_t O \rceil`; the others become zero. Of equal entries those with the lower index are kept. With
-share tau kept, at least :math:`1 - r \tau^2` of B A is zero, so an edit touches few weights.
+column of B its :math:`\lceil \tau_t O \rceil`; the others become zero. Of equal entries those with the lower index are
+kept. With share tau kept, at least :math:`1 - r \tau^2` of B A is zero, so an edit touches few weights.
 
-Trained numbers of an edit: r (I + O) at each site, of which the share tau is left. An edit stops early only from t_f on.
+Trained numbers of an edit: r (I + O) at each site, of which the share tau is left. An edit stops early from t_f on only.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
     python benchmarks/easyedit_seconds.py CHECKOUT MODEL_FOLDER FACTS.json [--limit 10] [--rounds 3]
 
-Edits the facts of a KnowEdit file one by one at the published values (rank 4, alpha 16, 30 steps) and scores them before
-and after, with fluency, in turns, several rounds over: EasyEdit with its own LoRA, EasyEdit with our RoseLoRA, our edit
-with LoRA and with RoseLoRA. ``CHECKOUT`` is zjunlp/EasyEdit and needs what it imports; the folder of the model (a Llama)
-must have "llama" in its name. Prints wall and processor seconds per fact: the first means little on a busy machine.
+Edits the facts of a KnowEdit file one by one at the published values (rank 4, alpha 16, 30 steps) and scores them
+before and after, with fluency, in turns, several rounds over: EasyEdit with its own LoRA, EasyEdit with our RoseLoRA,
+our edit with LoRA and with RoseLoRA. ``CHECKOUT`` is zjunlp/EasyEdit and needs what it imports; the folder of the model
+(a Llama) must have "llama" in its name. Prints wall and processor seconds per fact; on a busy machine only the latter
+mean something.
 """
 
 from __future__ import annotations

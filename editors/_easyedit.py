@@ -1,9 +1,9 @@
 """The bridge to EasyEdit (https://github.com/zjunlp/EasyEdit): our editors as its algorithms, and its ``edit`` on our
 engine. Public as ``loredit.easyedit``.
 
-EasyEdit finds a method by name in ``ALG_DICT`` and calls it as :func:`apply` is called. Facts that are edited on their
-own it undoes after scoring, by the method's name: methods in ``CALLABLE_RESTORE_ALGS`` have returned a function, which it
-calls, others the original weights by parameter name, which it copies back. In sequential editing it undoes nothing.
+EasyEdit finds a method by name in ``ALG_DICT`` and calls it with the arguments of :func:`apply`. Single edits it undoes
+after scoring, by the method's name: methods in ``CALLABLE_RESTORE_ALGS`` have returned a function, which it calls, others
+the original weights by parameter name, which it copies back. In sequential editing it undoes nothing.
 
 EasyEdit itself is imported by :func:`register` alone.
 """
@@ -71,26 +71,26 @@ class EasyEditHparams:
 def hparams(
     editor: str,
     preset: str,
+    overrides: Sequence[str] = (),
     *,
     model_name: str | tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
     device: str | int = "auto",
     batch_size: int = 1,
     seed: int = 0,
     fp16: bool = False,
-    **overrides: Any,
 ) -> EasyEditHparams:
     """Hyper-parameters of one of our editors, for EasyEdit's ``BaseEditor.from_hparams`` and for :func:`edit`.
 
     Args:
         editor: a name in ``loredit.editors.available()``.
         preset: a YAML file, or the name of one that comes with the editor ("smollm2.yaml").
+        overrides: ``key=value`` over the preset's, ``["lr=1e-3"]``.
         model_name: None is the preset's model. EasyEdit tells model families apart by the name, which must hold
             "llama", "gpt" or another it knows; :func:`edit` takes any model, also a pair (model, tokenizer).
         device: "auto", "cpu", "cuda:1", ...; a number is that CUDA device, as in EasyEdit.
         batch_size: facts per edit in EasyEdit's ``batch_edit``; its ``edit`` wants 1.
-        overrides: hyper-parameters of the editor over the preset's, ``lr=1e-3``.
     """
-    settings = presets.load(find(editor), preset, [f"{key}={value}" for key, value in overrides.items()])
+    settings = presets.load(find(editor), preset, overrides)
     return EasyEditHparams(
         alg_name=_alg_name(editor),
         model_name=settings.model if model_name is None else model_name,
@@ -110,7 +110,7 @@ def register(*, overwrite: bool = False) -> list[str]:
     """Make our editors known to EasyEdit; returns their names there.
 
     An editor is called as its class ("RoseLoRA"), with "loredit-" before it where EasyEdit has a method of that name
-    ("loredit-LoRA"). ``overwrite`` puts ours under such names as well, in place of what is there. The import of EasyEdit
+    ("loredit-LoRA"). ``overwrite`` puts ours under such names as well, in place of what is there. Importing EasyEdit
     leaves random generators, logging, warnings and environment as they were. Raises ImportError where it cannot be
     imported, ValueError where another method has one of the names.
     """
@@ -152,9 +152,9 @@ def apply(
 ) -> tuple[PreTrainedModel, dict[str, Tensor] | Callable[[], None]]:
     """One edit that carries all ``requests``, put on the model: EasyEdit's signature, for all of our editors.
 
-    A change of weights is merged, and what it returns beside the model are the weights before it, by parameter name. Any
-    other edit is attached, and what it returns is a function that undoes it. If the last edit is still on the model, as
-    in sequential editing, training goes on from it and the new edit takes its place, as in ``Editor.edit_stream``.
+    A change of weights is merged, and beside the model the weights before it are returned, by parameter name. Any
+    other edit is attached, and a function is returned that undoes it. If the last edit is still on the model, as in
+    sequential editing, training goes on from it and the new edit takes its place, as in ``Editor.edit_stream``.
 
     ``keep_original_weight`` means nothing here. Raises ValueError if a request makes no fact or no edit.
     """
@@ -280,7 +280,8 @@ def _merges(editor: str) -> bool:
 def _undisturbed() -> Iterator[None]:
     """Generators, root logger, warning filters and environment are afterwards as they were."""
     root, environment = logging.getLogger(), dict(os.environ)
-    handlers, level, python, numpy = root.handlers[:], root.level, random.getstate(), np.random.get_state()
+    handlers, level, python = root.handlers[:], root.level, random.getstate()
+    numpy = np.random.get_state()  # noqa: NPY002 - the old generator is the one that EasyEdit seeds
     with torch.random.fork_rng(range(torch.cuda.device_count())), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -289,7 +290,7 @@ def _undisturbed() -> Iterator[None]:
             root.handlers[:] = handlers
             root.setLevel(level)
             random.setstate(python)
-            np.random.set_state(numpy)
+            np.random.set_state(numpy)  # noqa: NPY002
             os.environ.clear()
             os.environ.update(environment)
 
@@ -320,9 +321,9 @@ def edit(
     EasyEdit is not needed. An entry of the list is as :func:`to_easyedit` has it. With ``sequential_edit`` each fact is
     scored right after its own edit, on the model with all edits up to it.
 
-    Of EasyEdit's other arguments, ``target_neg``, ``keep_original_weight``, ``pre_edit``, ``pre_file``, ``train_ds`` and
-    ``loc_prompts`` change nothing here. Raises ValueError for faulty requests (all of them at once) and for what only
-    EasyEdit measures: another ``eval_metric``, ``evaluation_type`` or ``use_chat_template``.
+    Of EasyEdit's other arguments, ``target_neg``, ``keep_original_weight``, ``pre_edit``, ``pre_file``, ``train_ds``
+    and ``loc_prompts`` change nothing here. Raises ValueError for faulty requests (all of them at once) and for what
+    only EasyEdit measures: another ``eval_metric``, ``evaluation_type`` or ``use_chat_template``.
     """
     _refuse(hparams, others)
     asked = (
@@ -398,7 +399,7 @@ def _requests(
     given = {"subject": subject, "rephrase_prompt": rephrase_prompts}
     columns |= {name: _column(values) for name, values in given.items() if values is not None}
     groups = {
-        (kind, group, part): [inputs[part]] if isinstance(inputs["prompt"], str) else list(inputs[part])
+        (kind, group, part): [inputs.get(part)] if isinstance(inputs.get("prompt"), str) else list(inputs.get(part, ()))
         for kind, of_kind in (("portability", portability), ("locality", locality))
         for group, inputs in (of_kind or {}).items()
         for part in ("prompt", "ground_truth")

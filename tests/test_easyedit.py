@@ -1,4 +1,4 @@
-"""Our editors as EasyEdit's algorithms and its ``edit`` on our engine, against a stand-in and, if there is one, EasyEdit.
+"""Our editors as EasyEdit's algorithms, and its ``edit`` on our engine, against a stand-in and against EasyEdit itself.
 
 ``LOREDIT_EASYEDIT`` names a checkout of zjunlp/EasyEdit; without it the tests marked ``real_easyedit`` are skipped. The
 packages that EasyEdit imports for images and video may be absent: empty modules take their places.
@@ -15,6 +15,7 @@ import random
 import subprocess
 import sys
 import types
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from copy import deepcopy
@@ -34,12 +35,13 @@ from transformers.utils import import_utils
 
 import loredit.easyedit as bridge
 from loredit import editors
-from loredit.data import FactError, from_request
+from loredit.data import Fact, FactError, from_request, load
 from loredit.easyedit import EasyEditHparams, to_easyedit
-from loredit.editors import Editor, WeightPatch
+from loredit.editors import Editor, WeightPatch, load_model
 from loredit.editors._easyedit import _alg_name, _merges
-from loredit.evaluation import summarise
+from loredit.evaluation import evaluate, summarise
 from loredit.evaluation.scores import AnswerScore, FactScores, ProbeScores, Seen
+from loredit.hparams import load as hparams_of
 
 STAND_IN = Path(__file__).parent / "easyedit_standin"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -73,7 +75,7 @@ ARGUMENTS: dict[str, Any] = {
 class _Empty(types.ModuleType):
     """A module with everything in it, all of it empty classes."""
 
-    __path__: list[str] = []
+    __path__ = ()
 
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
@@ -226,14 +228,14 @@ def fresh(request: pytest.FixtureRequest) -> Iterator[None]:
 def test_importing_easyedit_leaves_the_process_as_it_was(fresh):
     def state() -> tuple[Any, ...]:
         root = logging.getLogger()
-        numpy = np.random.get_state()[1].tolist()
+        numpy = np.random.get_state()[1].tolist()  # noqa: NPY002
         return (
             *(random.getstate(), numpy, torch.get_rng_state().tolist(), dict(os.environ), list(warnings.filters)),
             *(list(root.handlers), root.level),
         )
 
     random.seed(7)
-    np.random.seed(7)
+    np.random.seed(7)  # noqa: NPY002
     torch.manual_seed(7)
     before = state()
     bridge.register()
@@ -403,7 +405,7 @@ def test_an_edit_that_fails_leaves_those_before(folder, method):
     once = logits(model)
     for prompt in ("x" * 300, "nan"):
         h.settings = h.settings.model_copy(update={"lr": math.nan if prompt == "nan" else h.settings.lr})
-        with pytest.raises(ValueError, match="context is 192|a lower lr may help"):
+        with pytest.raises(ValueError, match=r"context is 192|a lower lr may help"):
             bridge.apply(model, tok, [{"prompt": prompt, "target_new": "b"}], h)
         assert torch.equal(logits(model), once)
 
@@ -425,6 +427,7 @@ def test_transformers_own_generation_sees_an_attached_edit_in_every_row(folder, 
     ids = tok("The capital of France is")["input_ids"]
     batch = {"input_ids": torch.tensor([ids] * 3), "attention_mask": torch.ones(3, len(ids), dtype=torch.long)}
     expected = [*ids, *slow.greedy(model, ids, 3)[0]]
+    assert expected != [*ids, *slow.greedy(loaded(folder)[0], ids, 3)[0]]
     for cached in (True, False):
         out = model.generate(**batch, max_new_tokens=3, do_sample=False, pad_token_id=0, use_cache=cached)
         assert out.tolist() == [expected] * 3
@@ -504,14 +507,16 @@ def test_fluency_is_measured_on_request(folder):
 
 
 def test_hparams_come_from_a_preset_with_changes(tmp_path):
-    h = bridge.hparams("roselora", "gpt2.yaml", model_name="path/to/gpt2", device="cpu", batch_size=4, seed=3, lr=1e-3)
+    h = bridge.hparams(
+        "roselora", "gpt2.yaml", ["lr=1e-3"], model_name="path/to/gpt2", device="cpu", batch_size=4, seed=3
+    )
     assert (h.alg_name, h.model_name, h.device, h.batch_size, h.seed) == ("RoseLoRA", "path/to/gpt2", "cpu", 4, 3)
     assert (h.settings.lr, h.settings.tau) == (1e-3, 0.1)
     assert (h.model_parallel, h.evaluation_type, h.use_chat_template, h.api_key) == (False, None, False, None)
     assert bridge.hparams("lora", "gpt2").alg_name == "loredit-LoRA"
     assert bridge.hparams("lora", "gpt2").model_name == "gpt2"
     with pytest.raises(ValueError, match="lr: Input should be greater than 0, got -1"):
-        bridge.hparams("lora", "gpt2", lr=-1)
+        bridge.hparams("lora", "gpt2", ["lr=-1"])
     with pytest.raises(ValueError, match="did you mean 'roselora'"):
         bridge.hparams("roslora", "gpt2")
 
@@ -608,18 +613,144 @@ def test_a_summary_like_run_knowedits_is_ours():
     assert fluency == pytest.approx(ours["fluency"].edited.mean)
 
 
-@pytest.mark.real_easyedit
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")
-def test_easyedits_own_summary_reads_our_entries(tmp_path, monkeypatch, capsys):
+# EasyEdit's own scores, and where they differ (docs/easyedit.md)
+
+
+@pytest.fixture
+def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The checkout's scoring: ``evaluate.evaluate_utils``, ``evaluate.evaluate`` and ``util.generate``."""
     monkeypatch.chdir(tmp_path)
     path, finders = list(sys.path), list(sys.meta_path)
     try:
         _importable("real")
         bridge.register()
-        utils = importlib.import_module("easyeditor.editors.utils")
-        utils.summary_metrics([to_easyedit(scores) for scores in FACTS])
+        yield types.SimpleNamespace(
+            accuracy=importlib.import_module("easyeditor.evaluate.evaluate_utils").test_prediction_acc,
+            quality=importlib.import_module("easyeditor.evaluate.evaluate").compute_edit_quality,
+            generate=importlib.import_module("easyeditor.util.generate").generate_fast,
+            summary=importlib.import_module("easyeditor.editors.utils").summary_metrics,
+        )
     finally:
         _forget()
         sys.path[:], sys.meta_path[:] = path, finders
+
+
+def against_easyedit(test: Any) -> Any:
+    for mark in (pytest.mark.filterwarnings("default"), pytest.mark.slow, pytest.mark.real_easyedit):
+        test = mark(test)
+    return test
+
+
+@against_easyedit
+def test_easyedits_own_summary_reads_our_entries(real, capsys):
+    real.summary([to_easyedit(scores) for scores in FACTS])
     assert "'rewrite_acc': np.float64(0.75)" in capsys.readouterr().out
+
+
+@against_easyedit
+@pytest.mark.pretrained
+@pytest.mark.shared_data
+@pytest.mark.skipif(not SHARED.is_dir(), reason="there is no ../shared/data")
+def test_twenty_zsre_cases_have_the_same_scores_number_by_number(real):
+    """Half-trained edits, so that there is every kind of score; ours attached, EasyEdit's of the merged model."""
+    model = load_model("smollm2-135m", device="cpu", dtype="float32")
+    settings = hparams_of(editors.find("lora"), "smollm2-published", ["steps=8"])
+    facts = [first_answers(fact) for fact in load(SHARED / "knowedit" / "ZsRE-test-1001.json").facts[:20]]
+    edits = editors.find("lora")(model.model, model.tokenizer, settings).edit_each(facts)
+    compared: list[float] = []
+    for i, scores in enumerate(evaluate(edits, fluency=False)):
+        entry = to_easyedit(scores)
+        theirs = {
+            phase: real.quality(
+                of, "llama", SCORING, model.tokenizer, {**entry["requested_rewrite"], "ground_truth": None}, "cpu"
+            )
+            for phase, of in (("pre", model.model), ("post", edits.merged(i)))
+        }
+        for group in entry["requested_rewrite"]["locality"]:
+            outputs = [theirs[phase]["locality"][f"{group}_output"] for phase in ("pre", "post")]
+            theirs["post"]["locality"][f"{group}_acc"] = [
+                np.mean(np.equal(*pair)) for pair in zip(*outputs, strict=True)
+            ]
+        assert numbers(entry) == numbers(theirs)
+        compared += [*entry["post"]["rewrite_acc"], *entry["post"]["rephrase_acc"]]
+        compared += [a for kind in ("locality", "portability") for acc in entry["post"][kind].values() for a in acc]
+    assert len(compared) > 80
+    assert 0.2 < fmean(0 < a < 1 for a in compared)
+
+
+SCORING = types.SimpleNamespace(alg_name="RoseLoRA", max_length=40)
+
+
+def first_answers(fact: Fact) -> Fact:
+    """The fact with one answer to each probe: EasyEdit takes no more."""
+    kinds = {
+        kind: {
+            g: tuple(p.model_copy(update={"answers": p.answers[:1]}) for p in ps)
+            for g, ps in getattr(fact, kind).items()
+        }
+        for kind in ("locality", "portability")
+    }
+    return fact.model_copy(update=kinds)
+
+
+@pytest.fixture
+def padded_tokenizer() -> Any:
+    """As EasyEdit sets it up."""
+    tok = tiny.tokenizer()
+    tok.pad_token_id, tok.padding_side = tok.eos_token_id, "left"
+    return tok
+
+
+def predicted(model: Any, prompt: str, answer: str) -> list[int]:
+    """What the model predicts for the answer's tokens, as we score it: the text alone, no padding."""
+    return slow.answer_logits(model, tiny.tokenizer(), prompt, answer)[0].argmax(-1).tolist()
+
+
+@against_easyedit
+@pytest.mark.parametrize(("family", "same"), [("gpt2", False), ("llama", True)])
+def test_padding_moves_the_positions_of_easyedits_shorter_prompts(real, padded_tokenizer, family, same):
+    model = tiny.model(family, torch.float32)
+    prompts, answers = ["The capital of France is", "Water is wet and it is also"], ["abcdefgh", "xyz"]
+    together = real.accuracy(model, padded_tokenizer, SCORING, prompts, answers, "cpu", locality=True)
+    alone = [
+        real.accuracy(model, padded_tokenizer, SCORING, *pair, "cpu", locality=True)[0]
+        for pair in zip(prompts, answers, strict=True)
+    ]
+    assert alone == [predicted(model, *pair) for pair in zip(prompts, answers, strict=True)]
+    assert (together == alone) == same
+
+
+@against_easyedit
+def test_an_end_of_text_in_the_answer_is_padding_to_easyedit(real, padded_tokenizer):
+    model = tiny.model("llama", torch.float32)
+    prompt, answer = "The capital of France is", "Rome<|endoftext|>"
+    (theirs,) = real.accuracy(model, padded_tokenizer, SCORING, prompt, answer, "cpu", locality=True)
+    assert theirs == predicted(model, prompt, answer)[1:]
+
+
+@against_easyedit
+@pytest.mark.pretrained
+def test_easyedit_drops_a_nan_of_a_group_and_fails_on_it_alone(real):
+    model = load_model("smollm2-135m", device="cpu", dtype="float32")
+    answered, unanswered = ("The capital of France is", "Paris"), ("Hello ", "")
+    group = real.accuracy(model.model, model.tokenizer, SCORING, *zip(answered, unanswered, strict=True), "cpu")
+    assert len(group) == 1
+    with pytest.raises(IndexError):
+        real.accuracy(model.model, model.tokenizer, SCORING, *unanswered, "cpu")
+    with pytest.raises(FactError, match="target_new: is empty"):
+        from_request({"prompt": "Hello ", "target_new": ""})
+
+
+@against_easyedit
+@pytest.mark.parametrize(("family", "right"), [("gpt2", False), ("llama", True)])
+def test_easyedits_fluency_counts_the_prompt_and_loses_sight_of_it_unless_it_is_a_llama(
+    real, padded_tokenizer, family, right
+):
+    model = tiny.model(family, torch.float32)
+    model.name_or_path = family
+    prompt = "The capital of France is"
+    ids = padded_tokenizer(prompt)["input_ids"]
+    (text,) = real.generate(model, padded_tokenizer, [prompt], max_out_len=60, top_k=1)
+    expected = padded_tokenizer.decode([*ids, *slow.greedy(model, ids, 60 - len(ids))[0]])
+    assert text.startswith(prompt)
+    assert (text == unicodedata.normalize("NFKD", expected)) == right

@@ -2,8 +2,8 @@
 engine. Public as ``loredit.easyedit``.
 
 EasyEdit finds a method by name in ``ALG_DICT`` and calls it with the arguments of :func:`apply`. Single edits it undoes
-after scoring, by the method's name: methods in ``CALLABLE_RESTORE_ALGS`` have returned a function, which it calls, others
-the original weights by parameter name, which it copies back. In sequential editing it undoes nothing.
+after scoring, by the method's name: methods in ``CALLABLE_RESTORE_ALGS`` have returned a function, which it calls, the
+others the original weights by parameter name, which it copies back. In sequential editing it undoes nothing.
 
 EasyEdit itself is imported by :func:`register` alone.
 """
@@ -170,6 +170,8 @@ def apply(
     new = _Merged(edits) if _merges(hparams.editor) else _Attached(edits)
 
     def undo() -> None:
+        if not new.stays:
+            return
         new.take_off()
         if last:
             last.put_on()

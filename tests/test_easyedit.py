@@ -312,6 +312,7 @@ def test_sequential_edits_are_those_of_edit_stream(easyedit, method, folder):
     assert [numbers(entry) for entry in ours] == [numbers(entry) for entry in metrics]
 
 
+@pytest.mark.parametrize("method", ["lora", "simplexlora", "adapter", "prefix"])
 def test_batches_are_one_edit_each_and_undone(easyedit, method, folder, monkeypatch):
     h = hparams(method, folder)
     h.batch_size = 2
@@ -384,6 +385,7 @@ def test_undoing_a_sequential_edit_goes_back_to_the_one_before(folder, method):
     assert not torch.allclose(logits(model), once, atol=1e-3)
     if callable(undo):
         undo()
+        undo()  # twice is once
     else:
         for name, weight in undo.items():
             model.get_parameter(name).data.copy_(weight)
@@ -675,7 +677,7 @@ def test_twenty_zsre_cases_have_the_same_scores_number_by_number(real):
         compared += [*entry["post"]["rewrite_acc"], *entry["post"]["rephrase_acc"]]
         compared += [a for kind in ("locality", "portability") for acc in entry["post"][kind].values() for a in acc]
     assert len(compared) > 80
-    assert 0.2 < fmean(0 < a < 1 for a in compared)
+    assert fmean(0 < a < 1 for a in compared) > 0.2
 
 
 SCORING = types.SimpleNamespace(alg_name="RoseLoRA", max_length=40)

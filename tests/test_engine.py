@@ -185,6 +185,17 @@ def test_an_answer_begins_where_tokens_differ_when_prompt_and_answer_grow_togeth
     assert list(encoded.ids[: encoded.start]) == prompt[: encoded.start]
 
 
+def test_an_answer_begins_with_the_token_it_shares_with_the_prompt():
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*alphabet, "bĠ"])}
+    bpe = Tokenizer(tokenizer_models.BPE(vocab=vocab, merges=[("b", "Ġ")]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe)
+    encoded = Encoder(tokenizer, 64).answered("ab", "c")
+    assert tokenizer.convert_ids_to_tokens(encoded.ids) == ["a", "bĠ", "c"]
+    assert encoded.start == 1
+
+
 def test_the_end_of_text_is_trained_after_the_answer(tokenizer):
     encoder = Encoder(tokenizer, 64)
     plain, ended = encoder.answered("A", "b"), encoder.answered("A", "b", end_of_text=True)
@@ -442,12 +453,19 @@ def test_generation_with_left_padding_is_greedy_decoding_alone(family, tokenizer
     assert texts == [slow.greedy(model, prompt, 12)[0] for prompt in prompts]
 
 
+LAST = (0, 3, 19, 1, 7, 3)  # the token of each row's text after which it is finished
+PROMPTS = (*TEXTS, "No", "Yes, of course", "Or")
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "gpt_neo"])
-def test_rows_that_are_finished_leave_and_change_nothing(family, tokenizer):
-    model, prompts = tiny.model(family), [tokenizer(text)["input_ids"] for text in (*TEXTS, "No", "Yes, of course", "")]
-    prompts[-1] = [tiny.END]
-    full = [slow.greedy(model, prompt, 20)[0] for prompt in prompts]
-    last = [text[n] for text, n in zip(full, (0, 3, 19, 1, 7, 3), strict=True)]
+def test_rows_that_are_finished_leave_with_their_edits_and_change_nothing(family, tokenizer, facts):
+    model, prompts = tiny.model(family), [tokenizer(text)["input_ids"] for text in PROMPTS]
+    edits = methods.editor("lora", model, tokenizer).edit_each(facts[:3])
+    owners, full = [2, -1, 0, 1, 0, 2], []
+    for prompt, e in zip(prompts, owners, strict=True):
+        with edits.on([e]):
+            full.append(slow.greedy(model, prompt, 20)[0])
+    last = [text[n] for text, n in zip(full, LAST, strict=True)]
     lengths = [text.index(token) + 1 for text, token in zip(full, last, strict=True)]
     sizes: list[int] = []
 
@@ -455,10 +473,28 @@ def test_rows_that_are_finished_leave_and_change_nothing(family, tokenizer):
         sizes.append(len(rows))
         return logits.argmax(-1)
 
-    texts = continuations(model, prompts, tokens=20, choose=choose, stop=lambda row, token: token == last[row])
+    texts = continuations(
+        model,
+        prompts,
+        tokens=20,
+        choose=choose,
+        attach=lambda rows: edits.on([owners[row] for row in rows]),
+        stop=lambda row, token: token == last[row],
+    )
     assert texts == [text[:n] for text, n in zip(full, lengths, strict=True)]
-    assert min(sizes) < len(prompts)
+    assert min(sizes) < len(prompts), "some rows are to leave while others go on"
     assert len(sizes) == max(lengths)
+
+
+def test_rows_that_are_finished_leave_with_their_random_numbers(model, tokenizer):
+    prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
+    full = continuations(model, prompts, tokens=20, choose=TopK(5, range(6), 20))
+    last = [text[n] for text, n in zip(full, LAST, strict=True)]
+    cut = [text[: text.index(token) + 1] for text, token in zip(full, last, strict=True)]
+    assert len({*map(len, cut)}) > 2
+    choose = TopK(5, range(6), 20)
+    stopped = continuations(model, prompts, tokens=20, choose=choose, stop=lambda row, token: token == last[row])
+    assert stopped == cut
 
 
 def test_sampling_takes_the_k_likeliest_by_their_shares():

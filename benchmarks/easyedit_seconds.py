@@ -4,9 +4,9 @@
 
 Edits the facts of a KnowEdit file one by one and scores them before and after, with fluency, in turns, several rounds
 over: EasyEdit with its own LoRA, EasyEdit with our RoseLoRA, our edit with LoRA and with RoseLoRA, all at the published
-values (rank 4, alpha 16, 30 steps), and our edit with the tuned RoseLoRA. ``CHECKOUT`` is zjunlp/EasyEdit and needs what
-it imports; the folder of the model (SmolLM2) must have "llama" in its name. Prints wall and processor seconds per fact;
-on a busy machine only the latter mean something.
+values (rank 4, alpha 16, 30 steps), and our edit with the tuned RoseLoRA. ``CHECKOUT`` is zjunlp/EasyEdit and needs
+what it imports; the folder of the model (SmolLM2) must have "llama" in its name. Prints wall and processor seconds per
+fact; on a busy machine only the latter mean something.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ After step t, each row of A keeps its :math:`\lceil \tau_t I \rceil` entries of 
 column of B its :math:`\lceil \tau_t O \rceil`; the others become zero. Of equal entries those with the lower index are
 kept. With share tau kept, at least :math:`1 - r \tau^2` of B A is zero, so an edit touches few weights.
 
-Trained numbers of an edit: r (I + O) at each site, of which the share tau is left. An edit stops early from t_f on only.
+Trained numbers of an edit: r (I + O) at each site, of which the share tau is left. No edit stops before t_f.
 """
 
 from __future__ import annotations

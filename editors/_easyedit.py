@@ -243,6 +243,8 @@ class _Attached:
     def put_on(self) -> None:
         model = self.edits.editor.model
         self._hooks.enter_context(self.edits.patch.attached(model, Rows([0], 1, model.device)))
+        # A context that is forgotten is closed. This one lasts as long as the model, which the hook ties it to.
+        self._hooks.callback(model.register_forward_pre_hook(lambda *_, edit=self: None).remove)
         self.stays = True
 
     def take_off(self) -> None:

@@ -6,6 +6,7 @@ packages that EasyEdit imports for images and video may be absent: empty modules
 
 from __future__ import annotations
 
+import gc
 import importlib.machinery
 import json
 import logging
@@ -423,13 +424,15 @@ def test_a_copy_is_edited_where_one_is_asked_for(folder):
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if not _merges(m)])
-def test_transformers_own_generation_sees_an_attached_edit_in_every_row(folder, method):
+def test_an_attached_edit_lasts_and_transformers_own_generation_sees_it_in_every_row(folder, method):
     model, tok = loaded(folder)
-    bridge.apply(model, tok, requests()[:1], hparams(method, folder, steps=30))
+    bridge.apply(model, tok, requests()[:1], hparams(method, folder, steps=30))  # of which nothing is kept
+    gc.collect()
     ids = tok("The capital of France is")["input_ids"]
     batch = {"input_ids": torch.tensor([ids] * 3), "attention_mask": torch.ones(3, len(ids), dtype=torch.long)}
     expected = [*ids, *slow.greedy(model, ids, 3)[0]]
     assert expected != [*ids, *slow.greedy(loaded(folder)[0], ids, 3)[0]]
+    assert slow.greedy(deepcopy(model), ids, 3)[0] == expected[-3:]
     for cached in (True, False):
         out = model.generate(**batch, max_new_tokens=3, do_sample=False, pad_token_id=0, use_cache=cached)
         assert out.tolist() == [expected] * 3

@@ -29,6 +29,13 @@ beside the edited one. Results go to a folder as they come; an interrupted run g
 """
 
 
+class Format(str, Enum):
+    """The forms of the results."""
+
+    loredit = "loredit"
+    easyedit = "easyedit"
+
+
 class Eval(str, Enum):
     """What is measured beside fluency."""
 
@@ -107,6 +114,9 @@ def main(
     output: Annotated[
         Path | None, typer.Option(help="Folder for the results; a new one below results/ if not given.")
     ] = None,
+    format_: Annotated[
+        Format, typer.Option("--format", help="easyedit: write the results in EasyEdit's JSON form as well.")
+    ] = Format.loredit,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run of the same settings.")
     ] = False,
@@ -142,6 +152,7 @@ def main(
                 output=output,
                 resume=resume,
                 trust_remote_code=trust_remote_code,
+                easyedit=format_ is Format.easyedit,
                 progress=bar,
             )
     except ValueError as error:

@@ -26,11 +26,12 @@ from .. import hparams as presets
 from ..editors import Editor, find
 from ..editors._files import replacing
 from ..editors._models import load as load_model
+from .easyedit import to_easyedit
 from .metrics import Summary, summarise
 from .scores import FactScores
 from .scoring import TOKEN_EM, Mode, evaluate
 
-RUN, RESULTS, SUMMARY = "run.json", "results.jsonl", "summary.json"
+RUN, RESULTS, SUMMARY, EASYEDIT = "run.json", "results.jsonl", "summary.json", "easyedit.json"
 
 # Shares of a batch's time, for the progress bar only.
 _PHASES = {
@@ -74,6 +75,7 @@ def run(
     output: str | Path | None = None,
     resume: bool = False,
     trust_remote_code: bool = False,
+    easyedit: bool = False,
     progress: Callable[[str, float, int], None] | None = None,
 ) -> RunResult:
     """Edit each fact of ``data`` on its own, score every edit, and write the results to a folder.
@@ -81,7 +83,8 @@ def run(
     ``editor``: a name in ``loredit.editors.available()``. ``hparams``: a YAML file, or the name of a preset of that
     editor; ``overrides``: ``key=value`` over it. ``model`` None: the preset's. ``data``: see ``loredit.data.load``.
     ``output`` None: a new folder below ``results/``, or, to ``resume``, the newest one with the same settings.
-    ``progress(phase, done, total)`` counts facts. Raises ValueError (its message for people) for bad input.
+    ``easyedit``: write the results in EasyEdit's JSON form too. ``progress(phase, done, total)`` counts facts.
+    Raises ValueError (its message for people) for bad input.
     """
     cls = find(editor)
     settings = presets.load(cls, hparams, [*overrides, *([f"model={model}"] if model else [])])
@@ -116,7 +119,11 @@ def run(
             results.flush()
             os.fsync(results.fileno())
     order = {fact.case_id: i for i, fact in enumerate(facts)}
-    summary = summarise(sorted(done, key=lambda scores: order[scores.case_id]))
+    done.sort(key=lambda scores: order[scores.case_id])
+    summary = summarise(done)
+    if easyedit:
+        with replacing(folder / EASYEDIT) as path:
+            path.write_text(json.dumps([to_easyedit(scores) for scores in done], indent=1), encoding="utf-8")
     seconds = time.perf_counter() - begun
     with replacing(folder / SUMMARY) as path:
         path.write_text(summary.model_dump_json(indent=1), encoding="utf-8")

@@ -73,6 +73,15 @@ def test_a_run_writes_what_it_needs_to_be_repeated(place: Path) -> None:
     assert result.summary.metrics["edit_success"].edited.facts == 3
 
 
+def test_results_in_easyedits_form_stand_beside_ours(place: Path) -> None:
+    result = _run(limit=3, easyedit=True)
+    written = json.loads((result.folder / runs.EASYEDIT).read_text())
+    assert [entry["case_id"] for entry in written] == ["france", "water", "sum"]
+    assert all({"pre", "post"} <= entry.keys() for entry in written)
+    ours = _results(result.folder)["water"]["probes"][0]["edited"]["answers"][0]["correct"]
+    assert written[1]["post"]["rewrite_acc"] == [sum(ours) / len(ours)]
+
+
 def test_each_run_has_a_folder_of_its_own(place: Path) -> None:
     assert _run(limit=1).folder != _run(limit=1).folder
     _run(limit=1, output="mine")

@@ -15,15 +15,13 @@ from dataclasses import asdict, replace
 from statistics import fmean
 
 import pytest
+import tiny
 import torch
 from nltk.tokenize import NLTKWordTokenizer, PunktSentenceTokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import normalizers
 from transformers import (
-    GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -35,55 +33,20 @@ from loredit.data.facts import Fact, Probe
 # PEFT asks the model for this property, which transformers 5 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-EOS = 256
-
 
 def tiny_llama(dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=257,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=EOS,
-    )
-    return _decided(LlamaForCausalLM(config), "norm").to(dtype)
+    return _decided(tiny.model("llama", dtype, seed=1), "norm")
 
 
 def tiny_gpt2(dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    torch.manual_seed(1)
-    config = GPT2Config(
-        vocab_size=257,
-        n_positions=192,
-        n_embd=32,
-        n_layer=3,
-        n_head=4,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=EOS,
-    )
-    return _decided(GPT2LMHeadModel(config), "ln_f").to(dtype)
+    return _decided(tiny.model("gpt2", dtype, seed=1), "ln_f")
 
 
 def _decided(model: PreTrainedModel, last_norm: str) -> PreTrainedModel:
     """Logits scaled up: with those of a fresh model this small, no token could reach a high probability."""
     with torch.no_grad():
         model.base_model.get_submodule(last_norm).weight.mul_(4)
-    return model.eval()
-
-
-@pytest.fixture
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, so that a text's token positions are known without the tokenizer."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+    return model
 
 
 def probe(prompt: str, *answers: str) -> Probe:
@@ -130,7 +93,7 @@ def fluency_by_hand(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, 
     for _ in range(100):
         with torch.no_grad():
             logits = model(torch.tensor([ids]), use_cache=False).logits[0, -1].float()
-        logits[EOS] = -math.inf
+        logits[tiny.END] = -math.inf
         logits[logits < logits.topk(5).values[-1]] = -math.inf
         ids.append(int(torch.multinomial(logits.softmax(-1), 1)))
     sentences = PunktSentenceTokenizer().tokenize(tokenizer.decode(ids[start:]))

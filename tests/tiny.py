@@ -96,9 +96,9 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 }
 
 
-def model(family: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+def model(family: str, dtype: torch.dtype = torch.float64, *, seed: int = 0) -> PreTrainedModel:
     """The family's tiny model, always with the same weights."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return FAMILIES[family]().to(dtype).eval()
 
 

@@ -162,6 +162,8 @@ def main(
         console.print("interrupted; the facts that are finished are kept. The same command with --resume goes on.")
         raise typer.Exit(130) from None
     Console().print(report.table(result.summary, title=f"{editor} on {result.facts} facts"))
+    for record in result.bad:
+        console.print(f"left out: {record}", highlight=False, markup=False)
     Console().print(f"results in {result.folder}; {result.facts} facts in {result.seconds:.0f} s")
 
 

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from .. import __version__
 from .. import data as facts_of
 from .. import hparams as presets
+from ..data import BadRecord
 from ..editors import Editor, find
 from ..editors._files import replacing
 from ..editors._models import load as load_model
@@ -53,6 +54,8 @@ class RunResult:
     summary: Summary
     folder: Path
     facts: int
+    bad: list[BadRecord]
+    """Records of the list that were left out."""
     seconds: float
 
 
@@ -87,7 +90,7 @@ def run(
     Raises ValueError (its message for people) for bad input.
     """
     cls = find(editor)
-    settings = presets.load(cls, hparams, [*overrides, *([f"model={model}"] if model else [])])
+    settings = presets.load(cls, hparams, [*overrides, *([f"model={json.dumps(model)}"] if model else [])])
     loaded_facts = facts_of.load(data, skip_bad=skip_bad)
     facts = loaded_facts.facts[offset : None if limit is None else offset + limit]
     if not facts:
@@ -127,7 +130,7 @@ def run(
     seconds = time.perf_counter() - begun
     with replacing(folder / SUMMARY) as path:
         path.write_text(summary.model_dump_json(indent=1), encoding="utf-8")
-    return RunResult(summary, folder, len(facts), seconds)
+    return RunResult(summary, folder, len(facts), loaded_facts.bad, seconds)
 
 
 def _scored(

@@ -82,6 +82,22 @@ def test_results_in_easyedits_form_stand_beside_ours(place: Path) -> None:
     assert written[1]["post"]["rewrite_acc"] == [sum(ours) / len(ours)]
 
 
+def test_bad_records_are_left_out_only_on_request_and_are_listed(place: Path) -> None:
+    records = json.loads((place / "facts.json").read_text())
+    del records[1]["target_new"]
+    (place / "facts.json").write_text(json.dumps(records))
+    with pytest.raises(ValueError, match="target_new"):
+        _run()
+    result = _run(skip_bad=True)
+    assert [(bad.field, "record 1" in bad.where) for bad in result.bad] == [("target_new", True)]
+    assert set(_results(result.folder)) == {"france", "sum", "ada", "sky"}
+
+
+def test_a_models_name_is_taken_as_it_is(place: Path) -> None:
+    (place / "tiny").rename(place / "1: tiny # one")  # YAML would read a mapping and a comment
+    assert _run(limit=1, model="1: tiny # one").facts == 1
+
+
 def test_each_run_has_a_folder_of_its_own(place: Path) -> None:
     assert _run(limit=1).folder != _run(limit=1).folder
     _run(limit=1, output="mine")

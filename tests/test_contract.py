@@ -433,6 +433,10 @@ def test_a_loss_that_becomes_nan_leaves_the_others(editor, some, edits, monkeypa
     ]
     for e in (0, 2):
         assert_same(values(mixed, e), values(edits, e))
+    untrained = editor.untrained([editor.seed_for([some[1]])]).lasting()
+    assert_same(
+        {name: cut(t) for name, t in values(mixed, 1).items()}, {name: cut(t[0]) for name, t in untrained.items()}
+    )
     (score,) = evaluate(mixed[1], fluency=False)
     assert (score.error, score.probes) == (mixed.outcomes[1].error, ())
 

@@ -36,7 +36,8 @@ from ..evaluation.scoring import evaluate
 from . import available, find
 from ._models import load, pick_device
 from ._rows import Rows
-from ._training import in_batches, together
+from ._together import together
+from ._training import in_batches
 from .base import Editor, Edits, Hparams, Progress, WeightPatch
 
 Request = Mapping[str, Any]

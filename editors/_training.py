@@ -99,17 +99,6 @@ def in_batches(
         yield edits(batch, patch, outcomes)
 
 
-def together(editor: Editor[Any], facts: Sequence[Fact], before: Edits | None, progress: Progress | None) -> Edits:
-    """One edit that carries all facts, going on from ``before`` if there is one."""
-    patch = editor.fresh([editor.seed_for(facts) if before is None else int(before.patch.seeds[0])])
-    if before is not None:
-        patch = patch.rebuilt(patch.tensors() | before.patch.take([0]).lasting())
-        patch.steps.zero_()
-    patch, outcomes = train(editor, patch, [lesson(editor, facts)], progress)
-    carried = (*(before.facts[0] if before else ()), *facts)
-    return Edits(editor, patch, (carried,), tuple(outcomes))
-
-
 def train(
     editor: Editor[Any], patch: Patch, lessons: Sequence[Lesson], progress: Progress | None = None
 ) -> tuple[Patch, list[Outcome]]:

@@ -277,14 +277,14 @@ class Editor(ABC, Generic[H]):
     @final
     def edit(self, facts: Sequence[Fact], *, progress: Progress | None = None) -> Edits:
         """One edit that carries all facts."""
-        from ._training import together
+        from ._together import together
 
         return together(self, facts, None, progress)
 
     @final
     def edit_stream(self, facts: Iterable[Fact], *, progress: Progress | None = None) -> Iterator[Edits]:
         """Sequential editing: one fact after another on the same patch; yields the state after each."""
-        from ._training import together
+        from ._together import together
 
         before: Edits | None = None
         for fact in facts:

@@ -130,7 +130,7 @@ class Patch(nn.Module, ABC):
         return [p[edit] for p in self.parameters()]
 
     def report(self, edit: int) -> dict[str, Any]:
-        """What the method has found out about one edit (ranks, say), fit for JSON."""
+        """What the method has found out about one edit, by site: ``{"ranks": {module name: rank}}``, say."""
         return {}
 
     def trimmed(self) -> Patch:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -107,13 +107,31 @@ def _largest(score: Tensor, share: Sequence[float]) -> Tensor:
     return above | (tied & (tied.cumsum(-1) <= keep - above.sum(-1, keepdim=True)))
 
 
+class SparsePatch(WeightSitePatch[LowRank]):
+    """Sparse factors at every site."""
+
+    def report(self, edit: int) -> dict[str, Any]:
+        """By site, ``nonzero_share``: of A and B together; ``changed_share``: of the weight that they change."""
+        factors = {site.name: (branch.a[edit], branch.b[edit]) for site, branch in self.items()}
+        return {
+            "nonzero_share": {name: _share(torch.cat([a.flatten(), b.flatten()])) for name, (a, b) in factors.items()},
+            "changed_share": {name: _share(b @ a) for name, (a, b) in factors.items()},
+        }
+
+
+def _share(t: Tensor) -> float:
+    """Share of a tensor's numbers that are not zero."""
+    return round(int(t.count_nonzero()) / t.numel(), 5)
+
+
 class RoseLoRA(Editor[RoseLoRAHparams]):
     """Row- and column-wise sparse LoRA."""
 
     Hparams = RoseLoRAHparams
 
-    def patch(self, seeds: Sequence[int]) -> WeightSitePatch[LowRank]:
-        return low_rank_patch(self.model, self.hparams, seeds, partial(SparseLowRank, h=self.hparams))
+    def patch(self, seeds: Sequence[int]) -> SparsePatch:
+        fresh = low_rank_patch(self.model, self.hparams, seeds, partial(SparseLowRank, h=self.hparams))
+        return SparsePatch(seeds, fresh.sites, [*fresh.branches])
 
     def may_stop(self, steps: Tensor) -> Tensor:
         return steps >= round(self.hparams.t_f * self.hparams.steps)

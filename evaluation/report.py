@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .metrics import Comparison, Direction, Estimate, Failure, PairedDifference, Summary
+from .scores import FactScores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,32 +96,39 @@ def plot_locality_success(summaries: Mapping[str, Summary], path: str | os.PathL
     _save(figure, Path(path))
 
 
-def plot_ranks(ranks: Sequence[Mapping[str, int]], path: str | os.PathLike[str]) -> None:
-    """Where edits have put their rank: the mean over edits at each site, blocks from left to right.
+def plot_reports(scores: Sequence[FactScores], folder: Path) -> None:
+    """A figure for each thing that edits report by site: ``ranks.png``, say, in a run's folder."""
+    for key in sorted({key for fact in scores for key in fact.report}):
+        values = [fact.report[key] for fact in scores if key in fact.report]
+        plot_sites(values, folder / f"{key}.png", title=key.capitalize().replace("_", " "))
 
-    ``ranks``: for each edit its rank by module name, which is ``Patch.report(edit)["ranks"]``. The suffix of ``path``
-    chooses the format. Raises ValueError if there is no edit.
+
+def plot_sites(values: Sequence[Mapping[str, float]], path: str | os.PathLike[str], *, title: str) -> None:
+    """Where edits have put their rank, say: the mean over edits at each site, blocks from left to right.
+
+    ``values``: for each edit a number by module name, such as the ``ranks`` of ``FactScores.report``. The suffix of
+    ``path`` chooses the format. Raises ValueError if there is no edit.
     """
-    if not ranks:
-        raise ValueError("nothing to plot: no edit has ranks")
+    if not values:
+        raise ValueError("nothing to plot: no edit has a number for each site")
 
     from matplotlib.figure import Figure  # slow to import
 
-    sites = {(int(found[1]), found[2]): name for name in ranks[0] if (found := _SITE.fullmatch(name))}
-    means = {site: fmean(edit[name] for edit in ranks) for site, name in sites.items()}
+    sites = {(int(found[1]), found[2]): name for name in values[0] if (found := _SITE.fullmatch(name))}
+    means = {site: fmean(edit[name] for edit in values) for site, name in sites.items()}
     blocks, maps = sorted({block for block, _ in sites}), [*dict.fromkeys(place for _, place in sites)]
     grid = [[means.get((block, place), float("nan")) for block in blocks] for place in maps]
     figure = Figure(figsize=(2.5 + 0.36 * len(blocks), 1.5 + 0.36 * len(maps)), layout="constrained", dpi=150)
     axes = figure.subplots()
     axes.imshow(grid, cmap="Blues", vmin=0, aspect="auto")
-    for (block, place), rank in means.items():
-        colour = "white" if rank > 0.6 * max(means.values()) else "black"
-        label = f"{rank:.1f}" if len(ranks) > 1 else f"{rank:g}"
+    for (block, place), mean in means.items():
+        colour = "white" if mean > 0.6 * max(means.values()) else "black"
+        label = f"{mean:.3g}" if mean >= 1 else f"{mean:.2g}"
         axes.text(blocks.index(block), maps.index(place), label, ha="center", va="center", color=colour, fontsize=7)
     axes.set_xticks(range(len(blocks)), map(str, blocks))
     axes.set_yticks(range(len(maps)), maps)
     axes.set_xlabel("block")
-    axes.set_title(f"Rank by site (mean of {len(ranks)} edits)" if len(ranks) > 1 else "Rank by site", loc="left")
+    axes.set_title(f"{title} by site" + (f" (mean of {len(values)} edits)" if len(values) > 1 else ""), loc="left")
     _save(figure, Path(path))
 
 

@@ -27,6 +27,7 @@ from ..data import BadRecord
 from ..editors import Editor, find
 from ..editors._files import replacing
 from ..editors._models import load as load_model
+from . import report
 from .easyedit import to_easyedit
 from .metrics import Summary, summarise
 from .scores import FactScores
@@ -128,6 +129,7 @@ def run(
         with replacing(folder / EASYEDIT) as path:
             path.write_text(json.dumps([to_easyedit(scores) for scores in done], indent=1), encoding="utf-8")
     seconds = time.perf_counter() - begun
+    report.plot_reports(done, folder)
     with replacing(folder / SUMMARY) as path:
         path.write_text(summary.model_dump_json(indent=1), encoding="utf-8")
     return RunResult(summary, folder, len(facts), loaded_facts.bad, seconds)

@@ -69,6 +69,8 @@ class FactScores(_Record):
     """The edit's last training loss."""
     nonzero_share: float
     """Share of the edit's trained numbers that are not zero."""
+    report: dict[str, dict[str, int | float]] = {}
+    """What the method has found out about this edit, by site: ranks, say. See ``Patch.report``."""
     edit_seconds: float = 0.0
     """Wall time of training, this fact's share of its batch."""
     score_seconds: float = 0.0

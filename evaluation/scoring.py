@@ -106,6 +106,7 @@ class Job:
             steps=outcome.steps,
             loss=outcome.loss,
             nonzero_share=self.edits.nonzero_share(self.edit),
+            report={} if error else self.edits.patch.report(self.edit),
             error=error,
         )
 

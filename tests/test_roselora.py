@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loredit.data import Fact
 from loredit.editors._branches import WeightSitePatch
 from loredit.editors.roselora import SparseLowRank, _largest
+from loredit.evaluation import evaluate
 
 
 def tau_at(t: int, h: Any) -> float:
@@ -136,6 +137,18 @@ def test_most_of_the_change_is_zero(model, tokenizer, facts):
         for delta in edits.patch.delta_weights(e).values():
             assert (delta == 0).double().mean() >= 1 - 3 * 0.25**2
             assert delta.any()
+
+
+def test_the_share_of_non_zeros_is_reported_by_module(model, tokenizer, facts):
+    edits = methods.editor("roselora", model, tokenizer, rank=3, tau=0.25, layers="all").edit_each(facts[:2])
+    reports = [score.report for score in evaluate(edits, fluency=False)]
+    assert reports == [edits.patch.report(e) for e in range(2)]
+    for e, report in enumerate(reports):
+        assert {*report["nonzero_share"].values()} == {0.25}
+        deltas = edits.patch.delta_weights(e)
+        assert [f"{name}.weight" for name in report["changed_share"]] == [*deltas]
+        for share, delta in zip(report["changed_share"].values(), deltas.values(), strict=True):
+            assert 0 < share == pytest.approx((delta != 0).double().mean().item(), abs=1e-5)
 
 
 def of_each_line(score: Tensor, share: Sequence[float]) -> Tensor:

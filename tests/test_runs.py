@@ -73,6 +73,18 @@ def test_a_run_writes_what_it_needs_to_be_repeated(place: Path) -> None:
     assert result.summary.metrics["edit_success"].edited.facts == 3
 
 
+def test_a_run_records_and_draws_the_ranks_of_its_edits(place: Path) -> None:
+    (place / "ada.yaml").write_text(
+        f"model: {place}/tiny\nsites: [mlp_down]\nlayers: 1-2\ninit_r: 2\ntarget_r: 1\nalpha: 4\nlr: 1.0e-2\nsteps: 4\n"
+    )
+    result = runs.run("adalora", "ada.yaml", data="facts.json", limit=2, dtype="float32", fluency=False)
+    for scores in _results(result.folder).values():
+        ranks = scores["report"]["ranks"]
+        assert [*ranks] == ["model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj"]
+        assert sum(ranks.values()) == 2
+    assert (result.folder / "ranks.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_results_in_easyedits_form_stand_beside_ours(place: Path) -> None:
     result = _run(limit=3, easyedit=True)
     written = json.loads((result.folder / runs.EASYEDIT).read_text())

@@ -24,7 +24,7 @@ from loredit.editors._forward import frozen
 from loredit.editors._random import mixed, uniform
 from loredit.editors._training import Work
 from loredit.editors.simplexlora import SimplexLoRAHparams, SimplexPatch, WeightedLowRank, project, ranks
-from loredit.evaluation.report import plot_ranks
+from loredit.evaluation.report import plot_sites
 
 
 def nearest(v: Sequence[float], free: Sequence[bool]) -> list[float]:
@@ -360,12 +360,12 @@ def test_the_allocation_is_drawn_by_block_and_map(tmp_path):
     one, other = ({"h.3.attn.q": r, "h.3.mlp.down": 9, "h.11.attn.q": 4 * r} for r in (0, 5))
     path = tmp_path / "plots" / "ranks.svg"
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
-        plot_ranks([one, other], path)
+        plot_sites([one, other], path, title="Rank")
         mean = re.findall(r">([^<>]+)</text>", path.read_text())
-        plot_ranks([other], path)
+        plot_sites([other], path, title="Rank")
         single = re.findall(r">([^<>]+)</text>", path.read_text())
     labels = {"3", "11", "attn.q", "mlp.down", "block"}
-    assert {*mean} == labels | {"2.5", "9.0", "10.0", "Rank by site (mean of 2 edits)"}
+    assert {*mean} == labels | {"2.5", "9", "10", "Rank by site (mean of 2 edits)"}
     assert {*single} == labels | {"5", "9", "20", "Rank by site"}
-    with pytest.raises(ValueError, match="no edit has ranks"):
-        plot_ranks([], path)
+    with pytest.raises(ValueError, match="no edit has a number"):
+        plot_sites([], path, title="Rank")

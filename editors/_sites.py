@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
+from transformers import PreTrainedModel
 
 Role = Literal["query", "key", "value", "qkv", "attention_output", "mlp_up", "mlp_gate", "mlp_down"]
 
@@ -25,6 +26,15 @@ _LLAMA = (
         "mlp_down": ["mlp.down_proj"],
     },
 )
+_BERT = {
+    "query": ["attention.self.query"],
+    "key": ["attention.self.key"],
+    "value": ["attention.self.value"],
+    "qkv": ["attention.self.query", "attention.self.key", "attention.self.value"],
+    "attention_output": ["attention.output.dense"],
+    "mlp_up": ["intermediate.dense"],
+    "mlp_down": ["output.dense"],
+}
 _FAMILIES: dict[str, tuple[str, dict[str, list[str]]]] = {
     "gpt2": (
         "transformer.h",
@@ -85,6 +95,28 @@ _FAMILIES: dict[str, tuple[str, dict[str, list[str]]]] = {
     "smollm3": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    # Encoders, under a classification head. MiniLM is a BERT, DistilRoBERTa a RoBERTa.
+    "bert": ("bert.encoder.layer", _BERT),
+    "roberta": ("roberta.encoder.layer", _BERT),
+    "deberta": (
+        "deberta.encoder.layer",
+        {
+            "qkv": ["attention.self.in_proj"],
+            "attention_output": ["attention.output.dense"],
+            "mlp_up": ["intermediate.dense"],
+            "mlp_down": ["output.dense"],
+        },
+    ),
+    "deberta-v2": (
+        "deberta.encoder.layer",
+        _BERT
+        | {
+            "query": ["attention.self.query_proj"],
+            "key": ["attention.self.key_proj"],
+            "value": ["attention.self.value_proj"],
+            "qkv": ["attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"],
+        },
+    ),
 }
 
 
@@ -135,6 +167,20 @@ def sites(model: nn.Module, roles: Sequence[str], layers: str | Iterable[int] = 
     found = [(f"{path}.{layer}.{ending}", layer, role) for layer in chosen for ending, role in role_of.items()]
     shapes = [weight_shape(model.get_submodule(name)) for name, _, _ in found]
     return [Site(*place, inputs, outputs) for place, (outputs, inputs) in zip(found, shapes, strict=True)]
+
+
+def head(model: PreTrainedModel) -> list[Site]:
+    """The linear maps behind the last block of a model with a classification head, in the order in which they run.
+
+    They are all that such a model has beside its base model, and the base model's pooler.
+    """
+    base, depth = f"{model.base_model_prefix}.", len(blocks(model))
+    maps = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and (not name.startswith(base) or ".pooler." in name)
+    }
+    return [Site(name, depth, "head", m.in_features, m.out_features) for name, m in maps.items()]
 
 
 def weight_shape(module: nn.Module) -> tuple[int, int]:

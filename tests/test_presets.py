@@ -1,0 +1,53 @@
+"""Every shipped preset, through the real command line, on a model with as many blocks as the one that it is for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from typer.testing import CliRunner
+
+from loredit import hparams as presets
+from run_edit import app
+
+FOLDER = Path(presets.__file__).parent
+NARROW = {"compacter": ("--set", "reduction_factor=4")}  # values that go with a real width alone
+SHIPPED = sorted(path.relative_to(FOLDER) for path in FOLDER.rglob("*.yaml"))
+
+
+def _small(name: str) -> PreTrainedModel:
+    """As deep as the named model, and hardly wide at all."""
+    ids = {"vocab_size": 257, "eos_token_id": tiny.END}
+    if name.startswith("gpt2"):
+        blocks = 48 if name == "gpt2-xl" else 12
+        return GPT2LMHeadModel(GPT2Config(n_layer=blocks, n_embd=16, n_head=2, n_positions=tiny.CONTEXT, **ids))
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return LlamaForCausalLM(LlamaConfig(num_hidden_layers=30, max_position_embeddings=tiny.CONTEXT, **shape, **ids))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("gpt2", "gpt2-xl", "smollm2"):
+        _small(name).save_pretrained(folder / name)
+        tiny.tokenizer().save_pretrained(folder / name)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", SHIPPED, ids=str)
+def test_every_shipped_preset_runs_from_the_command_line(preset: Path, models: Path, tmp_path: Path) -> None:
+    model = models / preset.stem.removesuffix("-published")
+    ended = CliRunner().invoke(
+        app,
+        [
+            *("--editor", preset.parent.name, "--hparams", preset.name, "--model", str(model), "--limit", "1"),
+            *("--dtype", "float32", "--no-fluency", "--output", str(tmp_path / "out")),
+            *NARROW.get(preset.parent.name, ()),
+        ],
+    )
+    assert ended.exit_code == 0, ended.output
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["facts"] == 1

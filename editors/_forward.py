@@ -75,6 +75,12 @@ def rows_counted(model: nn.Module, rows: int) -> Iterator[None]:
         handle.remove()
 
 
+def hooked(model: nn.Module) -> bool:
+    """Whether something of this package is attached to the model."""
+    hooks = (h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+    return any(str(getattr(hook, "__module__", "")).startswith(str(__package__)) for hook in hooks)
+
+
 class _Reached(Exception):  # noqa: N818, it is no error
     """Raised at a block to end a forward pass that has gone far enough."""
 
@@ -93,15 +99,18 @@ def kept(model: nn.Module, layer: int) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def input_of(model: PreTrainedModel, layer: int, ids: Tensor) -> Tensor:
-    """(R, T) ids -> (R, T, d), what block ``layer`` gets; the blocks from there on are not run."""
+def input_of(model: PreTrainedModel, layer: int, ids: Tensor, **more: Tensor) -> Tensor:
+    """(R, T) ids -> (R, T, d), what block ``layer`` gets; the blocks from there on are not run.
+
+    ``more``: what else the model takes, such as a mask.
+    """
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise _Reached(_input(args, kwargs))
 
     handle = blocks(model)[layer].register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        model(input_ids=ids, use_cache=False)
+        model(input_ids=ids, use_cache=False, **more)
     except _Reached as reached:
         return reached.args[0]
     finally:

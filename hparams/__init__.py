@@ -31,14 +31,19 @@ def load(editor: type[Editor[H]], name: str, overrides: Sequence[str] = ()) -> H
 
     ``overrides`` are ``key=value`` with the value written as in YAML: ``load(RoseLoRA, "smollm2", ["lr=1e-3"])``.
     """
-    source = _find(editor.name(), name)
+    return read(editor.Hparams, editor.name(), name, overrides)  # type: ignore[return-value]
+
+
+def read(cls: type[M], folder: str, name: str, overrides: Sequence[str] = ()) -> M:
+    """As :func:`load`, for presets in any folder here and hyper-parameters of any kind."""
+    source = _find(folder, name)
     try:
         values = yaml.safe_load(source.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise HparamsError(f"{source}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise HparamsError(f"{source}: expected `key: value` lines")
-    return validated(editor.Hparams, values | dict(map(_override, overrides)), str(source))  # type: ignore[return-value]
+    return validated(cls, values | dict(map(_override, overrides)), str(source))
 
 
 def validated(cls: type[M], values: Mapping[str, Any], source: str) -> M:

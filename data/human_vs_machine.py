@@ -1,0 +1,98 @@
+"""Texts by people and by machines: JSONL (also gzipped) with ``text`` and ``label``, one class called human.
+
+Splits are by topic, so that no essay's subject is met in training: the topic's hash decides, 70 % of topics being for
+training, 10 % dev and 20 % test, and adding rows moves none of the others. The topic is the field ``topic``, or
+``split`` and ``index`` together (OUTFOX's files), or else the text itself.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from ._examples import DataError, Example, TaskData, read_rows, sha256_of
+
+HUMAN = "human"
+
+
+def load(source: str, *, skip_bad: bool = False) -> TaskData:
+    """The texts of a file, or of the only JSONL file of a folder; classes in alphabetical order, the human one first."""
+    path = _file(Path(source))
+    content = _text(path)
+    labels: dict[str, None] = {}
+
+    def check(line: str) -> Example:
+        labels.setdefault(_record(line)["label"])
+        return Example(((line, None),), 0)
+
+    lines = read_rows(path, content, check, skip_bad=skip_bad)
+    people = [label for label in labels if label.lower() == HUMAN]
+    if len(people) != 1 or len(labels) < 2:
+        raise DataError(f"{path}: the labels are {', '.join(sorted(labels))}; expected 'human' and at least one more")
+    classes = (people[0], *sorted(label for label in labels if label != people[0]))
+    splits: dict[str, list[Example]] = defaultdict(list)
+    for line in lines:
+        record = _record(line.texts[0][0])
+        splits[split_of(_topic(record))].append(Example(((record["text"], None),), classes.index(record["label"])))
+    if lacking := {"train", "dev", "test"} - splits.keys():
+        raise DataError(f"{path}: too few topics, none is left for {', '.join(sorted(lacking))}")
+    ordered = {split: tuple(splits[split]) for split in ("train", "dev", "test")}
+    return TaskData(
+        "human-vs-machine", ordered, classes, "accuracy", sha256_of([content]), weighted=True, reference=0
+    )
+
+
+def split_of(topic: str) -> str:
+    """train, dev or test, by the topic's name alone."""
+    place = int.from_bytes(hashlib.sha256(topic.encode()).digest()[:8], "big") % 10
+    return "train" if place < 7 else "dev" if place < 8 else "test"
+
+
+def _topic(record: dict[str, Any]) -> str:
+    if "topic" in record:
+        return str(record["topic"])
+    if "split" in record and "index" in record:
+        return f"{record['split']} {record['index']}"
+    return str(record["text"])
+
+
+def _record(line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON, column {error.colno}: {error.msg}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"expected an object with fields, found {record!r}")
+    for field in ("text", "label"):
+        if not isinstance(record.get(field), str) or not record[field].strip():
+            raise ValueError(f"field {field!r} is {record.get(field)!r}, expected a text")
+    return record
+
+
+def _file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    found = [file for folder in (path, path / "human_vs_machine") for file in sorted(folder.glob("*.jsonl*"))]
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise DataError(f"{path} holds {len(found)} JSONL files ({names}); name one (--data FILE)")
+    return found[0]
+
+
+def _text(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(
+            f"no such file: {path}. --data takes JSONL (or .jsonl.gz) with the fields text and label; there is no set on "
+            "the hub that it could be taken from"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:  # gzip's too
+        raise DataError(f"{path} cannot be read: {error}") from None

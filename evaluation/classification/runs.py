@@ -1,0 +1,385 @@
+"""A classification run: data, model, training of all seeds, scores, and a folder with all of it.
+
+The folder holds ``run.json`` (everything needed to repeat the run), ``metrics.json`` and pictures.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import random
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from ... import hparams as presets
+from ...data import aqua, glue, human_vs_machine
+from ...data._examples import DataError, Example, TaskData
+from ...editors import Hparams, available, find
+from ...editors._files import replacing
+from ...editors._models import LoadedModel
+from ...editors._models import load as load_model
+from ...editors._random import seed_of
+from .._folder import RUN, RunError, open_folder
+from . import _plots, _scores
+from ._encoding import Encoded, Encoder
+from ._model import Map, SideBySide, fresh_head, parameters_of, set_head
+from ._training import AroundSteps, Curves, EditAdam, nonzero_share, scored, train
+
+FULL, PROBE = "full", "probe"
+"""The two methods that are no editors: all weights, and the head alone."""
+
+TASKS: dict[str, Callable[..., TaskData]] = {
+    **{task: lambda source, skip_bad, task=task: glue.load(task, source, skip_bad=skip_bad) for task in glue.TASKS},
+    "aqua": lambda source, skip_bad: aqua.load(source, skip_bad=skip_bad),
+    "human-vs-machine": lambda source, skip_bad: human_vs_machine.load(source, skip_bad=skip_bad),
+}
+RULES = ("mean", "odds")
+
+
+@dataclass(frozen=True)
+class ClassificationResult:
+    """A finished run: what ``metrics.json`` holds, and where it is."""
+
+    metrics: dict[str, Any]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """All that training needs beside the examples."""
+
+    editor: str
+    hparams: Hparams
+    loaded: LoadedModel
+    options: bool
+    train: bool
+    batch_size: int
+    progress: bool
+
+
+@dataclass
+class _Trained:
+    """What training gave: logits (N, E, K) by split, seconds, and what the method changed, by edit."""
+
+    logits: dict[str, Tensor]
+    seconds: float
+    parameters: int
+    head: int
+    nonzero: list[float]
+    curves: Curves
+
+
+def run(
+    task: str,
+    editor: str,
+    *,
+    data: str = "hub",
+    hparams: str | None = None,
+    overrides: Collection[str] = (),
+    model: str | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    batch_size: int = 16,
+    max_length: int = 128,
+    limit: int | None = None,
+    ensemble: bool = False,
+    train: bool = True,
+    skip_bad: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+    output: str | Path | None = None,
+    trust_remote_code: bool = False,
+    progress: bool = False,
+) -> ClassificationResult:
+    """Train a classifier with each seed, score it, and write the results to a folder.
+
+    ``task``: one of ``TASKS``. ``editor``: a name in ``loredit.editors.available()``, "full" for all weights, or
+    "probe" for the head alone. ``data``: a folder (or file), or "hub". ``hparams`` None: the editor's preset in
+    ``hparams/classification/``. ``limit``: train on a sample of this many examples. ``ensemble``: a binary classifier
+    for each class against the reference one, instead of one classifier. ``train`` False: fresh heads on the model as it
+    is. Raises ValueError (its message for people) for bad input.
+    """
+    settings = _settings(editor, hparams or editor, [*overrides, *([f"model={json.dumps(model)}"] if model else [])])
+    examples = _data(task, data, skip_bad)
+    if ensemble and examples.reference is None:
+        raise RunError(f"{task} has no class that the others are told apart from; --ensemble is for human-vs-machine")
+    chosen = _sample(examples.splits["train"], limit)
+    torch.manual_seed(0)  # of what transformers draws for a model; all that is trained is drawn from the seeds
+    outputs = 1 if examples.options or not examples.classes else 2 if ensemble else len(examples.classes)
+    loaded = load_model(
+        settings.model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, labels=outputs
+    )
+    setup = _Setup(editor, settings, loaded, examples.options, train, batch_size, progress)
+    record = {
+        "task": task,
+        "editor": editor,
+        "hparams": settings.model_dump(mode="json"),
+        "model": loaded.identity,
+        "data": {
+            "source": data,
+            "sha256": examples.identity,
+            "examples": {name: len(rows) for name, rows in examples.splits.items()} | {"train": len(chosen)},
+        },
+        "seeds": [*seeds],
+        "batch_size": batch_size,
+        "max_length": max_length,
+        "epochs": settings.steps * batch_size / len(chosen) if train else 0,
+        "ensemble": ensemble,
+        "train": train,
+        "device": str(loaded.model.device),
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+    }
+    if output and (Path(output) / RUN).exists():
+        raise RunError(f"{output} already holds a run; --output names another folder")
+    name = f"{task}-{editor}{'-ensemble' * ensemble}"
+    folder = open_folder(record, Path(output) if output else None, name, resume=False)
+
+    positions = 0 if editor in (FULL, PROBE) else find(editor)(loaded.model, loaded.tokenizer, settings).positions
+    encode = Encoder(loaded.model, loaded.tokenizer, max_length, positions)
+    members = [c for c in range(len(examples.classes)) if c != examples.reference] if ensemble else [None]
+    lessons = [_lesson(chosen, examples.reference, member) for member in members]
+    encoded = [encode(lesson) for lesson in lessons for _ in seeds] if editor == FULL else []
+    if not encoded:
+        each = [encode(lesson) for lesson in lessons]
+        encoded = [part for part in each for _ in seeds]
+    weights = _class_weights(encoded, outputs, loaded) if examples.weighted else None
+    tested = {name: encode(rows) for name, rows in examples.splits.items() if name != "train"}
+    drawn = [seed if member is None else seed_of(seed, member) for member in members for seed in seeds]
+    trained = _train(setup, encoded, drawn, weights, tested)
+
+    splits: dict[str, Any] = {}
+    for name, rows in examples.splits.items():
+        if name != "train":
+            truth = [example.label for example in rows]
+            splits[name] = _measured(examples, truth, trained.logits[name], len(seeds), ensemble)
+    metrics = {
+        "splits": splits,
+        "seconds": trained.seconds,
+        "parameters": {
+            "update": trained.parameters,
+            "head": trained.head,
+            "model": parameters_of(loaded.model),
+            "share": (trained.parameters + trained.head) / parameters_of(loaded.model),
+            "nonzero_share": trained.nonzero,
+        },
+        "curves": asdict(trained.curves),
+    }
+    with replacing(folder / "metrics.json") as path:
+        path.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    _draw(folder, f"{editor} on {task}", examples.classes, splits, trained.curves, seeds)
+    return ClassificationResult(metrics, folder)
+
+
+def _settings(editor: str, hparams: str, overrides: Sequence[str]) -> Hparams:
+    known = [*available(), FULL, PROBE]
+    if editor not in known:
+        near = difflib.get_close_matches(editor, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise RunError(f"unknown editor {editor!r}{hint} There are: {', '.join(known)}")
+    cls = Hparams if editor in (FULL, PROBE) else find(editor).Hparams
+    settings = presets.read(cls, "classification", hparams, overrides)
+    editing = ("stop_at", "end_of_text", "contexts", "kl_weight")
+    if used := [key for key in editing if getattr(settings, key) != Hparams.model_fields[key].default]:
+        raise RunError(f"{', '.join(used)} belong to knowledge editing and mean nothing in classification; leave them out")
+    return settings
+
+
+def _data(task: str, source: str, skip_bad: bool) -> TaskData:
+    if task not in TASKS:
+        near = difflib.get_close_matches(task, TASKS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise RunError(f"unknown task {task!r}{hint} There are: {', '.join(TASKS)}")
+    return TASKS[task](source, skip_bad)
+
+
+def _sample(examples: Sequence[Example], limit: int | None) -> Sequence[Example]:
+    """The same for every seed and method."""
+    return examples if limit is None or limit >= len(examples) else random.Random(0).sample(examples, limit)
+
+
+def _lesson(examples: Sequence[Example], reference: int | None, member: int | None) -> list[Example]:
+    """All examples, or for a member of an ensemble those of its class (1) and of the reference class (0)."""
+    if member is None:
+        return [*examples]
+    return [e._replace(label=int(e.label == member)) for e in examples if e.label in (member, reference)]
+
+
+def _class_weights(parts: Sequence[Sequence[Encoded]], classes: int, loaded: LoadedModel) -> Tensor:
+    """(E, K), N / (K N_k), so that all classes weigh the same in all."""
+    counts = [np.bincount([int(e.label) for e in part], minlength=classes) for part in parts]
+    balanced = [len(part) / (classes * n.clip(1)) for part, n in zip(parts, counts, strict=True)]
+    return torch.tensor(np.stack(balanced), dtype=torch.float32, device=loaded.model.device)
+
+
+def _train(
+    setup: _Setup,
+    parts: Sequence[Sequence[Encoded]],
+    seeds: Sequence[int],
+    weights: Tensor | None,
+    tested: Mapping[str, Sequence[Encoded]],
+) -> _Trained:
+    if setup.editor != FULL:
+        return _side_by_side(setup, parts, seeds, weights, tested)
+    # All weights cannot be shared between seeds: one after another.
+    each = [
+        _whole(setup, part, seed, None if weights is None else weights[e : e + 1], tested)
+        for e, (part, seed) in enumerate(zip(parts, seeds, strict=True))
+    ]
+    return _Trained(
+        {name: torch.cat([one.logits[name] for one in each], 1) for name in tested},
+        sum(one.seconds for one in each),
+        each[0].parameters,
+        each[0].head,
+        [share for one in each for share in one.nonzero],
+        Curves(),
+    )
+
+
+def _side_by_side(
+    setup: _Setup,
+    parts: Sequence[Sequence[Encoded]],
+    seeds: Sequence[int],
+    weights: Tensor | None,
+    tested: Mapping[str, Sequence[Encoded]],
+) -> _Trained:
+    h, model, tokenizer = setup.hparams, setup.loaded.model, setup.loaded.tokenizer
+    model.eval().requires_grad_(False)
+    patches = [fresh_head(model, seeds)]
+    rates = {f"0.{name}": h.lr for name, _ in patches[0].named_parameters()}
+    if setup.editor != PROBE:
+        editor = find(setup.editor)(model, tokenizer, h)
+        patches.append(editor.fresh(seeds))  # type: ignore[arg-type]
+        rates |= {f"1.{name}": editor.learning_rate(name) for name, _ in patches[1].named_parameters()}
+    module, curves, begun = SideBySide(model, patches, options=setup.options, autocast=False), Curves(), time.perf_counter()
+    if setup.train:
+        optimizer = EditAdam(lambda: dict(module.patches.named_parameters()), rates)  # type: ignore[arg-type]
+        train(
+            module,
+            parts,
+            seeds,
+            tokenizer,
+            optimizer=optimizer,
+            callbacks=[AroundSteps(module, optimizer, h.clip_norm, curves)],
+            steps=h.steps,
+            batch_size=setup.batch_size,
+            weights=weights,
+            clip_norm=0,
+            progress=setup.progress,
+        )
+    seconds = time.perf_counter() - begun
+    every = range(len(seeds))
+    for i, patch in enumerate(patches):
+        module.patches[i] = patch.finished(every)
+    logits = _all_scored(setup, module, tested, len(seeds))
+    final = [*module.patches]
+    kept = [final[1].trained(e) if len(final) > 1 else [] for e in every]  # type: ignore[operator]
+    head = sum(t.numel() for t in final[0].trained(0))  # type: ignore[operator]
+    return _Trained(logits, seconds, max(sum(t.numel() for t in k) for k in kept), head, [*map(nonzero_share, kept)], curves)
+
+
+def _whole(
+    setup: _Setup,
+    part: Sequence[Encoded],
+    seed: int,
+    weights: Tensor | None,
+    tested: Mapping[str, Sequence[Encoded]],
+) -> _Trained:
+    h, base = setup.hparams, setup.loaded.model
+    model = copy.deepcopy(base).float().requires_grad_(True)
+    head = fresh_head(model, [seed])
+    set_head(model, head, 0)
+    torch.manual_seed(seed)  # of dropout
+    module = SideBySide(model, [], options=setup.options, autocast=base.dtype == torch.bfloat16)
+    begun = time.perf_counter()
+    if setup.train:
+        callbacks: list[TrainerCallback] = []
+        train(
+            module,
+            [part],
+            [seed],
+            setup.loaded.tokenizer,
+            optimizer=torch.optim.AdamW(model.parameters(), lr=h.lr, weight_decay=0.0),
+            callbacks=callbacks,
+            steps=h.steps,
+            batch_size=setup.batch_size,
+            weights=weights,
+            clip_norm=h.clip_norm or 0,
+            progress=setup.progress,
+        )
+    seconds = time.perf_counter() - begun
+    logits = _all_scored(setup, module, tested, 1)
+    own = parameters_of(head)
+    return _Trained(logits, seconds, parameters_of(model) - own, own, [1.0], Curves())
+
+
+def _all_scored(setup: _Setup, module: SideBySide, tested: Mapping[str, Sequence[Encoded]], edits: int) -> dict[str, Tensor]:
+    return {
+        name: scored(
+            module,
+            rows,
+            edits,
+            setup.loaded.tokenizer,
+            batch_size=setup.batch_size,
+            progress=setup.progress,
+        )
+        for name, rows in tested.items()
+    }
+
+
+def _measured(examples: TaskData, truth: Sequence[float], logits: Tensor, seeds: int, ensemble: bool) -> dict[str, Any]:
+    """The scores of one split over seeds."""
+    if not examples.classes:
+        values = logits.squeeze(2).double().numpy()
+        return _scores.over_seeds([_scores.regression(truth, values[:, e].tolist()) for e in range(seeds)])
+    right = [int(label) for label in truth]
+    if not ensemble:
+        answers = logits.argmax(2).numpy()
+        return _scores.over_seeds(
+            [_scores.classification(right, answers[:, e].tolist(), examples.classes) for e in range(seeds)]
+        )
+    # Members in order of their class, and within a member the seeds: (N, M, S), P(its machine).
+    machine = logits.double().softmax(2)[:, :, 1].view(len(right), -1, seeds).numpy()
+    measured: dict[str, Any] = {"rules": {}, "members": {}}
+    names = [examples.classes[0], *(name for name in examples.classes[1:])]
+    for rule in RULES:
+        answers = [_scores.one_of_many(machine[:, :, s], rule).argmax(1).tolist() for s in range(seeds)]
+        measured["rules"][rule] = _scores.over_seeds(
+            [_scores.classification(right, answer, examples.classes) for answer in answers]
+        )
+    for m, name in enumerate(names[1:]):
+        own = [i for i, label in enumerate(right) if label in (0, m + 1)]
+        binary = [int(right[i] != 0) for i in own]
+        measured["members"][name] = _scores.over_seeds(
+            [
+                _scores.classification(binary, (machine[own, m, s] > 0.5).astype(int).tolist(), [names[0], name])
+                for s in range(seeds)
+            ]
+        )
+    return measured
+
+
+def _draw(
+    folder: Path,
+    title: str,
+    classes: Sequence[str],
+    splits: Mapping[str, Any],
+    curves: Curves,
+    seeds: Sequence[int],
+) -> None:
+    for split, scores in splits.items():
+        for name, part in {"": scores, **{f"-{rule}": s for rule, s in scores.get("rules", {}).items()}}.items():
+            if "confusion" in part:
+                said = f"{title}, {split}{name}"
+                _plots.plot_confusion(part["confusion"], classes, said, folder / f"confusion-{split}{name}.png")
+    if any(min(shares) < 1 for shares in curves.nonzero):
+        _plots.plot_nonzero(curves, seeds, title, folder / "nonzero.png")
+    if curves.ranks and curves.ranks[0][0]:
+        _plots.plot_ranks(curves, seeds[0], title, folder / "ranks.png")

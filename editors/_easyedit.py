@@ -166,8 +166,11 @@ def apply(
         last = None
     with _lifted(last):
         edits = together(editor, facts, last.edits if last else None, None)
-    if error := edits.outcomes[0].error:
-        raise ValueError(f"{facts[0].prompt!r} -> {facts[0].target_new!r}: {error}")
+    earlier = len(edits.facts[0]) - len(facts)
+    lost = [(facts[i - earlier], error) for i, error in edits.outcomes[0].lost.items() if i >= earlier]
+    if lost:
+        told = (f"{fact.prompt!r} -> {fact.target_new!r}: {error}" for fact, error in lost)
+        raise ValueError("\n".join(told))
     new = _Merged(edits) if _merges(hparams.editor) else _Attached(edits)
 
     def undo() -> None:

@@ -49,6 +49,8 @@ _DEVIATION, _EPSILON = 0.02, 1e-5  # PEFT's
 
 
 class AdaLoRAHparams(SiteHparams):
+    in_steps = ("steps", "tinit", "tfinal", "deltaT")
+
     init_r: int = Field(gt=0, description="Rank at each site in the beginning")
     target_r: int = Field(gt=0, description="Rank in the end, on average over the sites")
     alpha: float = Field(gt=0, description="The change is scaled by alpha / init_r")

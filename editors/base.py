@@ -12,7 +12,8 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, final
 
@@ -53,11 +54,18 @@ class Hparams(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(description="Model the preset is for: hub id, local folder, GGUF file or short name")
-    steps: int = Field(gt=0, description="Optimizer steps of an edit, at most")
+    in_steps: ClassVar[tuple[str, ...]] = ("steps",)
+    """Fields that count optimizer steps; in an edit with many mini-batches they count passes over them."""
+
+    steps: int = Field(gt=0, description="Optimizer steps of an edit, at most; with many facts, on each of them")
     lr: float = Field(gt=0, description="Learning rate of Adam")
     stop_at: float | None = Field(
         None, gt=0, lt=1, description="An edit is finished once every target token has this probability; null: never"
     )
+    order: Literal["breadth_first", "depth_first"] = Field(
+        "breadth_first", description="Of an edit with many facts: all mini-batches in turn, or each to its end"
+    )
+    batch_size: int = Field(16, gt=0, description="Facts of one optimizer step, in an edit with many facts")
     clip_norm: float | None = Field(None, gt=0, description="Largest norm of one edit's gradient; null: any")
     end_of_text: bool = Field(
         False, description="Train an end-of-text token after the target, so that generation stops"
@@ -211,6 +219,8 @@ class Outcome:
     """The last training loss that was seen, before the last step was taken."""
     error: str | None = None
     """Why there is no edit; its rows are to be computed unedited."""
+    lost: Mapping[int, str] = field(default_factory=dict)
+    """The facts that an edit of many does not carry, by their place among its facts, and why."""
 
 
 class Editor(ABC, Generic[H]):
@@ -276,20 +286,27 @@ class Editor(ABC, Generic[H]):
 
     @final
     def edit(self, facts: Sequence[Fact], *, progress: Progress | None = None) -> Edits:
-        """One edit that carries all facts."""
+        """One edit that carries all facts, in mini-batches of ``hparams.batch_size`` and in ``hparams.order``.
+
+        A fact that cannot be learned (``Outcome.lost``) leaves the others.
+        """
         from ._together import together
 
         return together(self, facts, None, progress)
 
     @final
-    def edit_stream(self, facts: Iterable[Fact], *, progress: Progress | None = None) -> Iterator[Edits]:
-        """Sequential editing: one fact after another on the same patch; yields the state after each."""
+    def edit_stream(
+        self, facts: Iterable[Fact], *, after: Edits | None = None, progress: Progress | None = None
+    ) -> Iterator[Edits]:
+        """Sequential editing: one fact after another on the same patch; yields the state after each.
+
+        ``after``: a state to go on from. A fact that cannot be learned (``Outcome.lost``) leaves the patch as it was.
+        """
         from ._together import together
 
-        before: Edits | None = None
         for fact in facts:
-            before = together(self, [fact], before, progress)
-            yield before
+            after = together(self, [fact], after, progress)
+            yield after
 
     @final
     def fresh(self, seeds: Sequence[int]) -> Patch:
@@ -301,6 +318,13 @@ class Editor(ABC, Generic[H]):
     def untrained(self, seeds: Sequence[int]) -> Patch:
         """:meth:`fresh` in the form of finished edits, for edits that failed and those that are read from a file."""
         return self.fresh(seeds).finished(range(len(seeds)))
+
+    @cached_property
+    def model_identity(self) -> str:
+        """Content hash of the model's config and weights, taken when it is first asked for."""
+        from ._models import identity_of
+
+        return identity_of(self.model)
 
     @final
     def seed_for(self, facts: Sequence[Fact]) -> int:

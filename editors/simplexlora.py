@@ -49,6 +49,8 @@ _SALT = 0x51ED270B  # other random numbers than dropout's
 
 
 class SimplexLoRAHparams(LoRAHparams):
+    in_steps = ("steps", "T")
+
     rank: int = Field(gt=0, description="Rank r_0 at each site in the beginning, and the largest mean in the end")
     omega_lr: float = Field(gt=0, description="Learning rate of the weights omega, which take plain gradient steps")
     T: int = Field(gt=0, description="Steps of a round; ranks follow omega at its end")

@@ -49,7 +49,8 @@ def evaluate(
     progress: Progress | None = None,
 ) -> list[FactScores]:
     """Score every fact of every edit, in order. ``seed`` is for the sampled texts of ``fluency``."""
-    jobs = [Job(edits, e, fact, "probabilities" in modes) for e, facts in enumerate(edits.facts) for fact in facts]
+    places = ((e, place) for e, facts in enumerate(edits.facts) for place in range(len(facts)))
+    jobs = [Job(edits, e, place, "probabilities" in modes) for e, place in places]
     good = [job for job in jobs if not job.error]
 
     def told(phase: str) -> Callable[[float], None]:
@@ -75,10 +76,10 @@ class _Pass:
 class Job:
     """One fact under one edit: its probes, and what has been seen of them so far."""
 
-    def __init__(self, edits: Edits, edit: int, fact: Fact, probabilities: bool) -> None:
-        self.edits, self.edit, self.fact = edits, edit, fact
-        self.error = edits.outcomes[edit].error
-        self.probes = list(_probes(fact, probabilities))
+    def __init__(self, edits: Edits, edit: int, place: int, probabilities: bool) -> None:
+        self.edits, self.edit, self.fact = edits, edit, edits.facts[edit][place]
+        self.error = edits.outcomes[edit].lost.get(place, edits.outcomes[edit].error)
+        self.probes = list(_probes(self.fact, probabilities))
         self.rows: dict[tuple[str, str], Encoded] = {}
         self.passes: dict[tuple[str, str], tuple[_Pass, _Pass]] = {}  # unedited, edited
         self.answers: dict[str, tuple[str, str]] = {}

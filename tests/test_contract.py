@@ -196,12 +196,19 @@ def test_the_seed_repeats_an_edit_and_tells_it_from_others(method, model, tokeni
 # One edit for all facts, and one after another
 
 
-def test_one_fact_in_one_edit_is_an_independent_edit(editor, some, edits):
-    assert_same(values(editor.edit(some[:1]), 0), values(edits, 0))
+@pytest.mark.parametrize("order", ["breadth_first", "depth_first"])
+def test_one_fact_in_one_edit_is_an_independent_edit(order, method, model, tokenizer, some, edits, stopped):
+    assert_same(values(bound(method, model, tokenizer, order=order).edit(some[:1]), 0), values(edits, 0))
+    early = min(range(len(stopped)), key=lambda e: stopped.outcomes[e].steps)
+    alone = stopped.editor.edit(stopped.facts[early])
+    assert_same(values(alone, 0), values(stopped, early))
+    assert alone.outcomes[0].steps == stopped.outcomes[early].steps
+    assert alone.outcomes[0].loss == pytest.approx(stopped.outcomes[early].loss, rel=1e-9)
 
 
-def test_one_edit_carries_all_facts(model, tokenizer, editor, some):
-    edits = editor.edit(some)
+@pytest.mark.parametrize("order", ["breadth_first", "depth_first"])
+def test_one_edit_carries_all_facts(order, method, model, tokenizer, some):
+    edits = bound(method, model, tokenizer, order=order, batch_size=2).edit(some)
     assert edits.facts == (some,)
     before = [slow.log_probs(model, tokenizer, fact.prompt, fact.target_new).mean() for fact in some]
     with edits.on([0]):

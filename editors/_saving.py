@@ -1,70 +1,258 @@
-"""Edits as files: weights in safetensors, everything else in JSON. Nothing that is read is executed."""
+"""Edits as files: weights in safetensors, everything else in JSON. Nothing that is read is executed.
+
+``edits.json`` names the weights' file, which is called after its content: replacing the one JSON file replaces all, so
+that a folder holds the old edits or the new ones at every moment, and never a mixture.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load as parsed
+from safetensors.torch import save as serialised
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.facts import Fact
+from ..hparams import validated
 from ._files import replacing
 from ._models import identity_of
-from .base import Edits, Outcome
+from ._packed import Packed, Stored, dense, packed, taken
+from .base import Editor, Edits, Outcome, Patch
 
-_WEIGHTS, _MANIFEST = "edits.safetensors", "edits.json"
+MANIFEST = "edits.json"
+_WEIGHTS = "edits-{}.safetensors"
+_MASK, _VALUES = ".mask", ".values"  # a packed tensor's two parts
+
+Size = Annotated[int, Field(ge=0)]
 
 
 class EditsError(ValueError):
-    """A folder that holds no edits, or edits of another model."""
+    """A folder that holds no edits, damaged ones, or edits of another model."""
 
 
-class _Manifest(BaseModel):
+class Routing(BaseModel):
+    """How a store finds the edit that a prompt is about (:class:`loredit.EditStore`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layer: Annotated[int, Field(gt=0)]
+    last: Annotated[float, Field(ge=0, le=1)]
+    threshold: float
+
+
+class Manifest(BaseModel):
+    """What ``edits.json`` says."""
+
     # The loss of a failed edit is NaN; JSON's null could not be read back.
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
-    format: int = 1
+    format: Literal[1] = 1
     editor: str
     hparams: dict[str, Any]
     seed: int
     base_model: str
+    """Content hash of the config and the weights that the edits were trained on, in ``dtype``."""
+    dtype: str
+    weights: Annotated[str, Field(pattern=r"^edits-[0-9a-f]{64}\.safetensors$")] = _WEIGHTS.format("0" * 64)
+    packed: dict[str, tuple[Size, ...]] = Field(default_factory=dict)
+    """Shapes of the tensors that are stored as a mask and the numbers that are not zero."""
     facts: tuple[tuple[Fact, ...], ...]
     outcomes: tuple[Outcome, ...]
+    routing: Routing | None = None
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> Manifest:
+        if len(self.facts) != len(self.outcomes):
+            raise ValueError(f"{len(self.facts)} edits have facts, but {len(self.outcomes)} have outcomes")
+        return self
+
+    @property
+    def model(self) -> str:
+        """The name of the model that the edits were trained on."""
+        return str(self.hparams.get("model"))
+
+    def case_ids(self) -> list[str]:
+        return [fact.case_id for facts in self.facts for fact in facts]
+
+    def edit_of(self, case_id: str) -> int:
+        """The edit that carries a fact."""
+        found = [e for e, facts in enumerate(self.facts) if case_id in {fact.case_id for fact in facts}]
+        if not found:
+            raise EditsError(f"there is no case {case_id!r}; there are: {_some(self.case_ids())}")
+        return found[0]
 
 
 def save(edits: Edits, folder: Path) -> None:
-    manifest = _Manifest(
+    write(folder, manifest_of(edits), {name: packed(t) for name, t in edits.patch.lasting().items()})
+
+
+def manifest_of(edits: Edits) -> Manifest:
+    model = edits.editor.model
+    return Manifest(
         editor=edits.editor.name(),
         hparams=edits.editor.hparams.model_dump(mode="json"),
         seed=edits.editor.seed,
-        base_model=identity_of(edits.editor.model),
+        base_model=edits.editor.model_identity,
+        dtype=str(model.dtype).removeprefix("torch."),
         facts=edits.facts,
         outcomes=edits.outcomes,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: t.contiguous() for name, t in edits.patch.lasting().items()}
-    with replacing(folder / _WEIGHTS) as path:
-        save_file(state, path)
-    with replacing(folder / _MANIFEST) as path:  # last: a folder with a manifest is complete
-        path.write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
 
 
 def load(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Edits:
+    manifest = read_manifest(folder)
+    tensors = {name: t for name, t in read_tensors(folder, manifest).items() if not name.startswith("store.")}
+    editor = editor_of(folder, manifest, model, tokenizer)
+    frame = editor.untrained([0])
+    return Edits(editor, filled(folder, frame, tensors, len(manifest.facts)), manifest.facts, manifest.outcomes)
+
+
+def remove(folder: Path, case_id: str) -> None:
+    """Undo one fact of independent edits, in the folder; the model is not needed."""
+    manifest = read_manifest(folder)
+    edit = manifest.edit_of(case_id)
+    if len(manifest.facts[edit]) > 1:
+        raise EditsError(
+            f"case {case_id!r} cannot be undone alone: it was edited in one update with "
+            f"{_some([fact.case_id for fact in manifest.facts[edit] if fact.case_id != case_id])}. "
+            "Facts that are to be undone singly are edited with --mode single"
+        )
+    if len(manifest.facts) == 1:
+        raise EditsError(f"case {case_id!r} is all that {folder} holds; delete the folder")
+    if manifest.routing is not None:
+        raise EditsError(f"{folder} is a store; use EditStore.remove")
+    rest = [e for e in range(len(manifest.facts)) if e != edit]
+    left = manifest.model_copy(
+        update={
+            "facts": tuple(manifest.facts[e] for e in rest),
+            "outcomes": tuple(manifest.outcomes[e] for e in rest),
+        }
+    )
+    write(folder, left, {name: taken(t, rest) for name, t in read_tensors(folder, manifest).items()})
+
+
+def write(folder: Path, manifest: Manifest, tensors: Mapping[str, Stored]) -> None:
+    """Put edits into a folder, in place of those that it holds."""
+    state: dict[str, Tensor] = {}
+    for name, t in tensors.items():
+        parts = {_MASK: t.mask, _VALUES: t.values} if isinstance(t, Packed) else {"": t.cpu()}
+        state |= {name + ending: part.contiguous() for ending, part in parts.items()}
+    content = serialised(state)
+    weights = folder / _WEIGHTS.format(hashlib.sha256(content).hexdigest())
+    shapes = {name: t.shape for name, t in tensors.items() if isinstance(t, Packed)}
+    whole = manifest.model_copy(update={"weights": weights.name, "packed": shapes})
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(weights) as path:
+        path.write_bytes(content)
+    with replacing(folder / MANIFEST) as path:
+        path.write_text(whole.model_dump_json(indent=1), encoding="utf-8")
+    for old in folder.glob(_WEIGHTS.format("*")):
+        if old != weights:
+            old.unlink()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    try:
+        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise EditsError(f"{folder} holds no edits: there is no {MANIFEST}") from None
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()]
+        raise _damaged(folder / MANIFEST, faults) from None
+
+
+def read_tensors(folder: Path, manifest: Manifest) -> dict[str, Stored]:
+    """The tensors by name, as they are stored; each has as many edits as the manifest."""
+    path = folder / manifest.weights
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise _damaged(folder, [f"{path.name} is missing"]) from None
+    if hashlib.sha256(content).hexdigest() != path.stem.removeprefix("edits-"):
+        raise _damaged(path, ["its content is not what its name says (it was changed, or not copied to its end)"])
+    try:
+        state = parsed(content)
+    except SafetensorError as error:
+        raise _damaged(path, [f"it is no safetensors file: {error}"]) from None
+    tensors: dict[str, Stored] = {}
+    faults = []
+    for name, shape in manifest.packed.items():
+        mask, values = state.pop(name + _MASK, None), state.pop(name + _VALUES, None)
+        if mask is None or values is None:
+            faults.append(f"{name}: its mask or its values are missing")
+            continue
+        tensors[name] = Packed(shape, mask, values)
+        faults += [f"{name}: {fault}" for fault in Packed(shape, mask, values).faults()]
+    if faults:
+        raise _damaged(path, faults)
+    return tensors | state
+
+
+def editor_of(
+    folder: Path, manifest: Manifest, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Editor[Any]:
+    """The editor that made the edits, bound to the model that they were made for; another model is refused."""
     from . import find
 
-    try:
-        manifest = _Manifest.model_validate_json((folder / _MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EditsError(f"{folder} holds no edits: there is no {_MANIFEST}") from None
-    if manifest.base_model != identity_of(model):
+    dtype, name = str(model.dtype).removeprefix("torch."), model.config.name_or_path or model.name_or_path
+    if manifest.base_model != (identity := identity_of(model)):
+        hint = f" Load it in {manifest.dtype}, if it is the same one." if dtype != manifest.dtype else ""
         raise EditsError(
-            f"the edits in {folder} were trained on another model ({manifest.hparams['model']}, contents "
-            f"{manifest.base_model[:12]}...) than this one ({identity_of(model)[:12]}...); load that model first"
+            f"the edits in {folder} were trained on another model: theirs is {manifest.model!r} in {manifest.dtype} "
+            f"(contents {manifest.base_model[:12]}...), this one is {name!r} "
+            f"in {dtype} (contents {identity[:12]}...).{hint}"
         )
-    cls = find(manifest.editor)
-    editor = cls(model, tokenizer, cls.Hparams.model_validate(manifest.hparams), seed=manifest.seed)
-    frame = editor.untrained([0]).take([0] * len(manifest.facts))
-    tensors = frame.tensors() | load_file(folder / _WEIGHTS, device=str(model.device))
-    return Edits(editor, frame.rebuilt(tensors), manifest.facts, manifest.outcomes)
+    try:
+        cls = find(manifest.editor)
+        hparams = validated(cls.Hparams, manifest.hparams, "hparams")
+        return cls(model, tokenizer, hparams, seed=manifest.seed)
+    except ValueError as error:
+        raise _damaged(folder / MANIFEST, [str(error)]) from None
+
+
+def filled(where: Path, frame: Patch, stored: Mapping[str, Stored], edits: int) -> Patch:
+    """``edits`` edits like the one of ``frame``, with these tensors; their faults are reported together."""
+    own, lasting = frame.tensors(), frame.lasting()
+    resizes = type(frame).trimmed is not Patch.trimmed
+    faults = [f"{name}: missing" for name in lasting.keys() - stored.keys()]
+    faults += [f"{name}: unknown" for name in stored.keys() - lasting.keys()]
+    tensors = {name: dense(stored[name]) for name in lasting.keys() & stored.keys()}
+    for name, t in tensors.items():
+        wanted = own[name].new_empty((edits, *own[name].shape[1:]), device="meta")
+        fits = t.dim() == wanted.dim() and len(t) == edits if resizes else t.shape == wanted.shape
+        if t.dtype != wanted.dtype or not fits:
+            faults.append(f"{name}: {_kind(t)}, expected {_kind(wanted)}")
+    if faults:
+        raise _damaged(where, faults)
+    whole = {n: tensors[n].to(t.device) if n in tensors else t.new_zeros(edits, *t.shape[1:]) for n, t in own.items()}
+    patch = frame.rebuilt(whole)
+    try:
+        trimmed = patch.trimmed()
+    except (RuntimeError, MemoryError) as error:
+        raise _damaged(where, [f"sizes do not agree: {error}"]) from None
+    for name, t in trimmed.tensors().items():
+        if any(need > have for need, have in zip(t.shape, whole[name].shape, strict=True)):
+            faults.append(f"{name}: {_kind(whole[name])}, but its edits need {_kind(t)}")
+    if faults:
+        raise _damaged(where, faults)
+    return trimmed
+
+
+def _kind(t: Tensor) -> str:
+    return f"{tuple(t.shape)} of {str(t.dtype).removeprefix('torch.')}"
+
+
+def _damaged(where: Path, faults: Sequence[str]) -> EditsError:
+    shown = [*sorted(faults)[:10], *([f"and {len(faults) - 10} more"] if len(faults) > 10 else [])]
+    return EditsError("\n  ".join([f"the edits in {where} are damaged and cannot be used:", *shown]))
+
+
+def _some(case_ids: Sequence[str]) -> str:
+    more = f" and {len(case_ids) - 20} more" if len(case_ids) > 20 else ""
+    return ", ".join(case_ids[:20]) + more

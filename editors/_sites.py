@@ -183,6 +183,11 @@ def head(model: PreTrainedModel) -> list[Site]:
     return [Site(name, depth, "head", m.in_features, m.out_features) for name, m in maps.items()]
 
 
+def roles(model: nn.Module) -> list[str]:
+    """The roles that the model's family has; taken together they are every map that a patch can sit on."""
+    return list(_family(model)[1])
+
+
 def weight_shape(module: nn.Module) -> tuple[int, int]:
     """(O, I) of a linear map. GPT-2's Conv1D keeps its weight as (I, O)."""
     shape = tuple(module.weight.shape)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.facts import Fact
 from ._encoding import Encoder
-from ._forward import rows_counted
+from ._forward import hooked, rows_counted
 from ._random import seed_of
 from ._rows import Rows
 from ._shapes import fitted
@@ -370,15 +370,40 @@ class Edits:
         return sum(int(t.count_nonzero()) for t in trained) / sum(t.numel() for t in trained)
 
     def merged(self, i: int) -> PreTrainedModel:
-        """A copy of the model with edit i in its weights."""
+        """A copy of the model with edit i in its weights. Refused while edits are attached to the model."""
         if not isinstance(self.patch, WeightPatch):
             raise TypeError(f"{self.editor.name()} is no change of weights and cannot be merged; use `edits.on([...])`")
+        if error := self.outcomes[i].error:
+            raise ValueError(f"edit {i} failed and changes nothing: {error}")
+        if hooked(self.editor.model):  # the copy would have the hooks too, and no one to take them off
+            raise RuntimeError("edits are attached to the model; merge outside of `with edits.on(...)`")
         model = copy.deepcopy(self.editor.model)
         self.patch.merge(model, i)
         return model
 
+    def to_peft(self, i: int, folder: str | Path) -> None:
+        """Write edit i as an adapter folder for ``PeftModel.from_pretrained``; low-rank methods and prefix tuning."""
+        from ._peft import export
+
+        export(self, i, Path(folder))
+
+    @staticmethod
+    def from_peft(
+        folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact] = ()
+    ) -> Edits:
+        """A LoRA adapter of PEFT's as one edit of the ``lora`` editor, said to carry ``facts``.
+
+        An adapter that does more (DoRA, biases, whole modules, maps that have no role here) is a PeftError.
+        """
+        from ._peft import imported
+
+        return imported(Path(folder), model, tokenizer, facts)
+
     def save(self, folder: str | Path) -> None:
-        """Write ``edits.safetensors`` and ``edits.json`` (facts, hyper-parameters, identity of the model)."""
+        """Write ``edits.json`` (facts, hyper-parameters, the model's identity) and the weights beside it.
+
+        A folder that holds edits already holds either those or these at every moment.
+        """
         from ._saving import save
 
         save(self, Path(folder))

@@ -11,7 +11,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 HELP = """
-Edit facts in a language model, each fact on its own, and measure what each edit did.
+Edit facts in a language model and measure what the edits did.
 
 Examples:
 
@@ -24,6 +24,14 @@ Examples:
   python run_edit.py --editor lora --hparams smollm2.yaml --data ZsRE-test.json --limit 100 --set lr=1e-3
       The first 100 facts of a benchmark file or of your own list (JSON, JSONL, CSV), one setting changed.
 
+  python run_edit.py --editor lora --hparams smollm2.yaml --data corrections.csv --skip-bad --mode batch
+      One edit that carries all facts of your list. Faulty records are left out and listed.
+
+  python run_edit.py --editor lora --hparams smollm2.yaml --data corrections.csv --mode sequential
+      --checkpoints 1,10,100 --perplexity-text held.txt
+      One fact after another on the same model. After 1, 10 and 100 edits, and at the end, all facts edited so far are
+      scored, and both models' perplexity on a text is measured; retention.png shows what is forgotten.
+
 Edit success, generalization, portability and locality are percentages, fluency an entropy; the unedited model stands
 beside the edited one. Results go to a folder as they come; an interrupted run goes on with --resume.
 """
@@ -34,6 +42,14 @@ class Format(str, Enum):
 
     loredit = "loredit"
     easyedit = "easyedit"
+
+
+class Mode(str, Enum):
+    """How facts share edits."""
+
+    single = "single"
+    batch = "batch"
+    sequential = "sequential"
 
 
 class Eval(str, Enum):
@@ -71,6 +87,15 @@ class Bar:
         self._bar.update(done - self._bar.n)
 
 
+def _numbers(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(number) for number in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no list of numbers such as 1,10,100", param_hint="--checkpoints"
+        ) from None
+
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -84,6 +109,21 @@ def main(
     data: Annotated[
         str, typer.Option(help="Facts: a JSON, JSONL or CSV file, - for standard input, knowedit:ZsRE (hub).")
     ] = "samples",
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            help="single: each fact on the unedited model; batch: one edit for all; sequential: one after another."
+        ),
+    ] = Mode.single,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...", help="Sequential: score all facts so far after so many edits; 1,10,100,... if not given."
+        ),
+    ] = None,
+    perplexity_text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Batch, sequential: a text to measure the perplexity on.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Edit this many facts at most.")] = None,
     offset: Annotated[int, typer.Option(min=0, help="Skip this many facts first.")] = 0,
     skip_bad: Annotated[
@@ -137,6 +177,9 @@ def main(
             result = runs.run(
                 editor,
                 hparams,
+                mode=mode.value,
+                checkpoints=_numbers(checkpoints),
+                perplexity_text=perplexity_text,
                 overrides=set_ or [],
                 model=model,
                 data=data,
@@ -161,9 +204,13 @@ def main(
     except KeyboardInterrupt:
         console.print("interrupted; the facts that are finished are kept. The same command with --resume goes on.")
         raise typer.Exit(130) from None
-    Console().print(report.table(result.summary, title=f"{editor} on {result.facts} facts"))
+    Console().print(report.table(result.summary, title=f"{editor} on {result.facts} facts, mode {mode.value}"))
+    if mode is Mode.sequential or perplexity_text:
+        Console().print(report.retention_table(result.checkpoints, title="All facts so far"))
     for record in result.bad:
         console.print(f"left out: {record}", highlight=False, markup=False)
+    if result.unanswered:
+        console.print(f"left out: {result.unanswered} locality or portability probes whose answer is empty")
     Console().print(f"results in {result.folder}; {result.facts} facts in {result.seconds:.0f} s")
 
 

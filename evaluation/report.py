@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import cycle, groupby
+from math import isfinite
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .metrics import Comparison, Direction, Estimate, Failure, PairedDifference, Summary
+from .retention import Checkpoint
 from .scores import FactScores
 
 if TYPE_CHECKING:
@@ -25,8 +27,12 @@ ARROWS: dict[Direction, str] = {"higher": "↑", "lower": "↓"}
 NUMBERS = ("unedited", "edited", "95 % interval", "facts / probes")
 NOTHING = "–"
 FAILURES_SHOWN = 10
-# Okabe and Ito's palette, told apart by colour-blind readers too; its yellow is too pale on white for text.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+# Okabe and Ito's palette, told apart by colour-blind readers too; its yellow is too pale on white for text. After it,
+# four of Paul Tol's "muted" colours.
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555"),
+    *("#882255", "#999933", "#332288", "#44AA99"),
+)
 _SITE = re.compile(r".*?\.(\d+)\.(.+)")  # a module's name: its block, and its place in the block
 
 
@@ -129,6 +135,48 @@ def plot_sites(values: Sequence[Mapping[str, float]], path: str | os.PathLike[st
     axes.set_yticks(range(len(maps)), maps)
     axes.set_xlabel("block")
     axes.set_title(f"{title} by site" + (f" (mean of {len(values)} edits)" if len(values) > 1 else ""), loc="left")
+    _save(figure, Path(path))
+
+
+def retention_table(checkpoints: Sequence[Checkpoint], *, title: str | None = None) -> Table:
+    """What is left of all edits so far, checkpoint by checkpoint, for the terminal."""
+    last = checkpoints[-1]
+    names = [name for name, metric in last.summary.metrics.items() if metric.mode in ("token_em", "fluency")]
+    grid = Table(title=title, title_justify="left")
+    for heading in ("edits", *(last.summary.metrics[name].label for name in names), "perplexity (unedited)"):
+        grid.add_column(heading, justify="right")
+    for point in checkpoints:
+        metrics = point.summary.metrics
+        ppl = point.perplexity
+        grid.add_row(
+            str(point.edits),
+            *(_number(metrics[name].edited.mean) if name in metrics else NOTHING for name in names),
+            f"{ppl.edited:.1f} ({ppl.base:.1f})" if ppl else NOTHING,
+        )
+    return grid
+
+
+def plot_retention(checkpoints: Sequence[Checkpoint], path: str | os.PathLike[str]) -> None:
+    """Retention against the number of edits: metrics of all facts edited so far, edit success by the age of the edit,
+    and perplexity where it was measured.
+
+    Bands are 95 % intervals. The suffix of ``path`` chooses the format. Raises ValueError if there is no checkpoint.
+    """
+    if not checkpoints:
+        raise ValueError("nothing to plot: there is no checkpoint")
+
+    from matplotlib.figure import Figure  # slow to import
+
+    measured = [point for point in checkpoints if point.perplexity]
+    figure = Figure(figsize=(14 if measured else 9.6, 4.2), layout="constrained", dpi=150)
+    panels = figure.subplots(1, 3 if measured else 2)
+    _overall(panels[0], checkpoints)
+    _by_age(panels[1], checkpoints)
+    if measured:
+        _perplexity(panels[2], measured)
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
     _save(figure, Path(path))
 
 
@@ -258,6 +306,70 @@ def _bars(axes: Axes, summaries: Mapping[str, Summary], colours: Mapping[str, st
     axes.set_xlabel("portability (token_em, %) →")
     axes.set_title("Portability (tick: unedited)", loc="left")
     axes.grid(axis="x", alpha=0.25)
+
+
+def _overall(axes: Axes, checkpoints: Sequence[Checkpoint]) -> None:
+    for colour, name in zip(COLOURS, ("edit_success", "generalization", "locality", "portability"), strict=False):
+        points = [(point.edits, found) for point in checkpoints if (found := point.summary.metrics.get(name))]
+        _band(axes, [(x, found.edited) for x, found in points], colour, points[0][1].label if points else "")
+        based = [(x, found.base.mean) for x, found in points if found.base]
+        axes.plot(*zip(*based, strict=True) if based else ([], []), color=colour, linestyle=":", linewidth=1.2)
+    axes.set_xscale("log")
+    _counted(axes, [point.edits for point in checkpoints])
+    axes.set_xlabel("edits made on one model")
+    axes.set_ylabel("token_em, %, all facts so far (dotted: unedited)")
+    axes.set_title("What is left", loc="left")
+    _percent(axes)
+
+
+def _by_age(axes: Axes, checkpoints: Sequence[Checkpoint]) -> None:
+    for colour, point in zip(cycle(COLOURS), checkpoints[::-1], strict=False):
+        groups = [
+            ((group.youngest + group.oldest) / 2, group.metrics["edit_success"])
+            for group in point.by_age
+            if "edit_success" in group.metrics
+        ]
+        _band(axes, groups, colour, f"after {point.edits} edits" if point.edits > 1 else "after 1 edit")
+    axes.set_xscale("symlog", linthresh=1)
+    ages = sorted({age for point in checkpoints for age in (0, 10 ** (len(str(point.edits)) - 1))})
+    _counted(axes, ages)
+    axes.set_xlabel("age: edits made since")
+    axes.set_ylabel("edit success (token_em, %)")
+    axes.set_title("Edit success by age", loc="left")
+    _percent(axes)
+
+
+def _perplexity(axes: Axes, checkpoints: Sequence[Checkpoint]) -> None:
+    points = [(point.edits, point.perplexity) for point in checkpoints if point.perplexity]
+    finite = [(x, found.edited) for x, found in points if isfinite(found.edited)]
+    axes.plot(*zip(*finite, strict=True) if finite else ([], []), marker="o", color=COLOURS[1], label="edited")
+    axes.axhline(points[0][1].base, color="#555555", linestyle=":", label="unedited")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    _counted(axes, [x for x, _ in points])
+    axes.set_xlabel("edits made on one model")
+    axes.set_title(f"Perplexity ({points[0][1].tokens} tokens)", loc="left")
+    axes.legend(frameon=False)
+
+
+def _band(axes: Axes, points: Sequence[tuple[float, Estimate]], colour: str, label: str) -> None:
+    """A line through the means within their intervals."""
+    if not points:
+        return
+    x = [place for place, _ in points]
+    low, high = zip(*(_ends(estimate) for _, estimate in points), strict=True)
+    axes.plot(x, [estimate.mean for _, estimate in points], marker="o", markersize=4, color=colour, label=label)
+    axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _counted(axes: Axes, places: Sequence[int]) -> None:
+    axes.set_xticks(places, map(str, places))
+    axes.minorticks_off()
+
+
+def _percent(axes: Axes) -> None:
+    axes.set_ylim(-3, 103)
+    axes.legend(frameon=False, loc="lower left")
 
 
 def _ends(estimate: Estimate) -> tuple[float, float]:

@@ -1,51 +1,62 @@
-"""A whole run: facts are edited batch by batch, scored, and written as they come; an interrupted run goes on.
+"""A whole run: facts are edited, scored, and written as they come; an interrupted run goes on.
 
-A run's folder holds ``run.json`` (everything needed to repeat it), ``results.jsonl`` (one :class:`FactScores` a line,
-in the order in which edits were finished) and, at the end, ``summary.json``.
+``single`` edits each fact on the base model, many side by side; ``batch`` makes one edit that carries all facts;
+``sequential`` edits one fact after another on the same model. A run's folder holds
+
+- ``run.json``: everything needed to repeat it;
+- ``results.jsonl``: one :class:`FactScores` a line; single: of each fact's own edit, in the order in which edits were
+  finished; batch and sequential: of the one edit in the end;
+- ``summary.json``: their metrics, at the end;
+- batch and sequential: ``edits-N``, the edit after N facts (``Edits.load`` reads it), and ``checkpoints.jsonl``, one
+  :class:`Checkpoint` a line;
+- sequential: ``checkpoint-N.jsonl``, as ``results.jsonl``, of the first N facts after N edits, and ``retention.png``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import platform
+import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib.metadata import version
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from pydantic import ValidationError
-
-from .. import __version__
 from .. import data as facts_of
 from .. import hparams as presets
-from ..data import BadRecord
-from ..editors import Editor, find
+from ..data import BadRecord, Fact
+from ..editors import Editor, Edits, find
 from ..editors._files import replacing
 from ..editors._models import load as load_model
 from . import report
+from ._folder import RUN, RunError, append, open_folder, read
 from .easyedit import to_easyedit
 from .metrics import Summary, summarise
+from .perplexity import perplexity
+from .retention import Checkpoint, checkpoint
 from .scores import FactScores
 from .scoring import TOKEN_EM, Mode, evaluate
 
-RUN, RESULTS, SUMMARY, EASYEDIT = "run.json", "results.jsonl", "summary.json", "easyedit.json"
+__all__ = ["RUN", "EditMode", "RunError", "RunResult", "run"]
 
-# Shares of a batch's time, for the progress bar only.
+EditMode = Literal["single", "batch", "sequential"]
+
+RESULTS, SUMMARY, EASYEDIT = "results.jsonl", "summary.json", "easyedit.json"
+CHECKPOINTS, RETENTION = "checkpoints.jsonl", "retention.png"
+
+# Facts of one edit that are scored together, and lost if the run is interrupted meanwhile.
+_SCORED_AT_ONCE = 64
+# Shares of a fact's time, for the progress bar only: where a phase begins within editing or scoring, and its length.
+_EDITING, _SCORING = 0.7, 0.3
 _PHASES = {
-    "training": (0.0, 0.7),
-    "scoring": (0.7, 0.1),
-    "generating answers": (0.8, 0.05),
-    "generating texts": (0.85, 0.15),
+    "training": (0.0, _EDITING),
+    "scoring": (0.0, 0.1),
+    "generating answers": (0.1, 0.05),
+    "generating texts": (0.15, 0.15),
+    "perplexity": (_SCORING, 0.0),
 }
-
-
-class RunError(ValueError):
-    """A run that cannot begin or go on; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +68,20 @@ class RunResult:
     facts: int
     bad: list[BadRecord]
     """Records of the list that were left out."""
+    unanswered: int
+    """Locality and portability probes of the list that were left out, because their answer is empty."""
     seconds: float
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    """Of a sequential run all of them, of a batch run the one at the end."""
 
 
 def run(
     editor: str,
     hparams: str,
     *,
+    mode: EditMode = "single",
+    checkpoints: Collection[int] | None = None,
+    perplexity_text: str | Path | None = None,
     overrides: Collection[str] = (),
     model: str | None = None,
     data: str = "samples",
@@ -82,11 +100,13 @@ def run(
     easyedit: bool = False,
     progress: Callable[[str, float, int], None] | None = None,
 ) -> RunResult:
-    """Edit each fact of ``data`` on its own, score every edit, and write the results to a folder.
+    """Edit the facts of ``data``, score them, and write the results to a folder.
 
     ``editor``: a name in ``loredit.editors.available()``. ``hparams``: a YAML file, or the name of a preset of that
-    editor; ``overrides``: ``key=value`` over it. ``model`` None: the preset's. ``data``: see ``loredit.data.load``.
-    ``output`` None: a new folder below ``results/``, or, to ``resume``, the newest one with the same settings.
+    editor; ``overrides``: ``key=value`` over it. ``checkpoints``: after how many sequential edits all facts so far are
+    scored, beside the end; None: 1, 10, 100, ... ``perplexity_text``: a file, on which both models' perplexity is
+    measured at the same points. ``model`` None: the preset's. ``data``: see ``loredit.data.load``. ``modes``: what is
+    scored. ``output`` None: a new folder below ``results/``, or, to ``resume``, the newest one with the same settings.
     ``easyedit``: write the results in EasyEdit's JSON form too. ``progress(phase, done, total)`` counts facts.
     Raises ValueError (its message for people) for bad input.
     """
@@ -96,133 +116,203 @@ def run(
     facts = loaded_facts.facts[offset : None if limit is None else offset + limit]
     if not facts:
         raise RunError(f"no facts to edit: {len(loaded_facts.facts)} in {data}, offset {offset}, limit {limit}")
+    points = _points(mode, checkpoints, len(facts))
+    text = _text(mode, perplexity_text)
     loaded = load_model(settings.model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    method = cls(loaded.model, loaded.tokenizer, settings, seed=seed)
     record = {
         "editor": editor,
+        "mode": mode,
+        "checkpoints": points,
         "hparams": settings.model_dump(mode="json"),
         "model": loaded.identity,
         "data": {"source": data, "sha256": loaded_facts.identity, "offset": offset, "facts": len(facts)},
+        "perplexity_text": text and hashlib.sha256(text.encode()).hexdigest(),
         "seed": seed,
         "modes": sorted(modes),
         "fluency": fluency,
         "device": str(loaded.model.device),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
     }
-    folder = _folder(record, Path(output) if output else None, f"{editor}-{Path(hparams).stem}", resume)
-    done = list(_read(folder / RESULTS))
-    scored = {scores.case_id for scores in done}
-    told = _Told(progress, len(done), len(facts))
+    folder = open_folder(record, Path(output) if output else None, f"{editor}-{Path(hparams).stem}", resume)
     begun = time.perf_counter()
-    with (folder / RESULTS).open("a", encoding="utf-8") as results:
-        for scores in _scored(
-            method, [f for f in facts if f.case_id not in scored], edits_at_once, modes, fluency, seed, told
-        ):
-            done.append(scores)
-            results.write(scores.model_dump_json() + "\n")
-            results.flush()
-            os.fsync(results.fileno())
-    order = {fact.case_id: i for i, fact in enumerate(facts)}
-    done.sort(key=lambda scores: order[scores.case_id])
+    job = _Job(
+        cls(loaded.model, loaded.tokenizer, settings, seed=seed),
+        facts,
+        folder,
+        lambda edits, told: evaluate(edits, modes=modes, fluency=fluency, seed=seed, progress=told),
+        _Told(progress, len(facts), _EDITING * len(facts) + _SCORING * (sum(points) or len(facts))),
+    )
+    if mode == "single":
+        _edit_each(job, edits_at_once)
+    else:
+        _edit_one(job, mode, points, text)
+    done = job.scores(RESULTS)
     summary = summarise(done)
     if easyedit:
         with replacing(folder / EASYEDIT) as path:
             path.write_text(json.dumps([to_easyedit(scores) for scores in done], indent=1), encoding="utf-8")
-    seconds = time.perf_counter() - begun
+    reached = read(folder / CHECKPOINTS, Checkpoint)
+    if len(reached) > 1:
+        report.plot_retention(reached, folder / RETENTION)
     report.plot_reports(done, folder)
     with replacing(folder / SUMMARY) as path:
         path.write_text(summary.model_dump_json(indent=1), encoding="utf-8")
-    return RunResult(summary, folder, len(facts), loaded_facts.bad, seconds)
+    return RunResult(
+        summary,
+        folder,
+        len(facts),
+        loaded_facts.bad,
+        loaded_facts.unanswered,
+        time.perf_counter() - begun,
+        reached,
+    )
 
 
-def _scored(
-    method: Editor[Any],
-    facts: list[Any],
-    edits_at_once: int | None,
-    modes: Collection[Mode],
-    fluency: bool,
-    seed: int,
-    told: _Told,
-) -> Iterator[FactScores]:
+def _points(mode: EditMode, checkpoints: Collection[int] | None, n: int) -> list[int]:
+    """After how many of the n facts everything so far is scored; nothing in single mode."""
+    if checkpoints is not None and mode != "sequential":
+        raise RunError(f"checkpoints are for sequential editing; in {mode} mode facts are scored once, at the end")
+    if bad := [point for point in checkpoints or () if point < 1]:
+        raise RunError(f"a checkpoint is a number of edits, 1 or more, not {bad[0]}")
+    if mode == "single":
+        return []
+    if checkpoints is None:
+        checkpoints = [10**k for k in range(len(str(n)))] if mode == "sequential" else []
+    return sorted({point for point in checkpoints if point < n} | {n})
+
+
+def _text(mode: EditMode, file: str | Path | None) -> str | None:
+    """The text for the perplexity."""
+    if file is None:
+        return None
+    if mode == "single":
+        raise RunError("perplexity is one model's; single mode makes one for each fact. Use mode batch or sequential")
+    try:
+        if text := Path(file).read_text(encoding="utf-8").strip():
+            return text
+        raise RunError(f"the text for the perplexity, {file}, is empty")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"the text for the perplexity cannot be read from {file}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the modes share."""
+
+    method: Editor[Any]
+    facts: Sequence[Fact]
+    folder: Path
+    evaluate: Callable[[Edits, _Told], list[FactScores]]
+    told: _Told
+
+    def scores(self, name: str) -> list[FactScores]:
+        """What a file holds so far, in the order of the facts."""
+        order = {fact.case_id: i for i, fact in enumerate(self.facts)}
+        return sorted(read(self.folder / name, FactScores), key=lambda scores: order[scores.case_id])
+
+    def score(self, edits: Edits, name: str, edit_seconds: float) -> None:
+        """Add the scores of all facts of ``edits`` to a file. ``edit_seconds``: training time of one fact."""
+        begun = time.perf_counter()
+        scores = self.evaluate(edits, self.told)
+        times = {"edit_seconds": edit_seconds, "score_seconds": (time.perf_counter() - begun) / len(scores)}
+        append(self.folder / name, [one.model_copy(update=times) for one in scores])
+        self.told.finished(_SCORING * len(scores))
+
+
+def _edit_each(job: _Job, edits_at_once: int | None) -> None:
+    done = {scores.case_id for scores in job.scores(RESULTS)}
+    job.told.finished(len(done))
+    left = [fact for fact in job.facts if fact.case_id not in done]
     begun = time.perf_counter()
-    for edits in method.edit_batches(facts, edits_at_once=edits_at_once, progress=told.batch):
-        trained = time.perf_counter()
-        scores = evaluate(edits, modes=modes, fluency=fluency, seed=seed, progress=told.batch)
-        ended, n = time.perf_counter(), len(edits)
-        for one in scores:
-            yield one.model_copy(update={"edit_seconds": (trained - begun) / n, "score_seconds": (ended - trained) / n})
-        told.finished(n)
+    for edits in job.method.edit_batches(left, edits_at_once=edits_at_once, progress=job.told):
+        job.told.finished(_EDITING * len(edits))
+        job.score(edits, RESULTS, (time.perf_counter() - begun) / len(edits))
         begun = time.perf_counter()
 
 
-class _Told:
-    """Turns the phases of a batch into a count of facts."""
-
-    def __init__(self, progress: Callable[[str, float, int], None] | None, done: int, total: int) -> None:
-        self._progress, self._done, self._total = progress or (lambda *_: None), done, total
-        self._progress("starting", done, total)
-
-    def batch(self, phase: str, share: float, size: int) -> None:
-        first, part = _PHASES[phase]
-        self._progress(phase, self._done + size * (first + part * share), self._total)
-
-    def finished(self, n: int) -> None:
-        self._done += n
-        self._progress("finished", self._done, self._total)
-
-
-def _folder(record: dict[str, Any], output: Path | None, name: str, resume: bool) -> Path:
-    """The folder of this run: a new one, or with ``resume`` the one that it has begun in."""
-    if output is None:
-        used = sorted(Path("results").glob(f"{name}-*/{RUN}"), key=lambda path: path.stat().st_mtime)
-        same = [path.parent for path in used if not _differences(path, record)]
-        if resume and not same:
-            raise RunError("nothing to resume: no run below results/ has these settings")
-        number = 1 + max((int(path.parent.name.rpartition("-")[2]) for path in used), default=0)
-        output = same[-1] if resume else Path("results") / f"{name}-{number:03d}"
-    if (output / RUN).exists():
-        if not resume:
-            raise RunError(f"{output} already holds a run; --resume goes on with it, --output names another folder")
-        if differing := _differences(output / RUN, record):
-            raise RunError(
-                f"{output} holds a run with other settings ({', '.join(differing)}); it cannot be resumed with these"
-            )
+def _edit_one(job: _Job, mode: EditMode, points: Sequence[int], text: str | None) -> None:
+    """Batch and sequential: one edit, saved whenever it carries more facts, and scored at some points."""
+    edits = _last(job)
+    carried = len(edits.facts[0]) if edits else 0
+    scored = sum(point.edits for point in read(job.folder / CHECKPOINTS, Checkpoint))
+    job.told.finished(_EDITING * carried + _SCORING * scored)
+    if edits is not None:
+        _check(job, edits, points, text, 0.0)
+    left = job.facts[carried:]
+    if mode == "sequential":
+        states = job.method.edit_stream(left, after=edits, progress=job.told)
     else:
-        output.mkdir(parents=True, exist_ok=True)
-        with replacing(output / RUN) as path:
-            path.write_text(json.dumps({**record, **_surroundings()}, indent=1), encoding="utf-8")
-    return output
+        states = map(partial(job.method.edit, progress=job.told), [left] if left else [])
+    before, seconds, begun = carried, 0.0, time.perf_counter()
+    for edits in states:
+        seconds += time.perf_counter() - begun
+        new = len(edits.facts[0]) - carried
+        carried += new
+        job.told.finished(_EDITING * new)
+        _save(edits, job.folder)
+        _check(job, edits, points, text, seconds / (carried - before))
+        begun = time.perf_counter()
 
 
-def _differences(path: Path, record: dict[str, Any]) -> list[str]:
-    before = json.loads(path.read_text(encoding="utf-8"))
-    return [key for key, value in record.items() if before.get(key) != value]
-
-
-def _surroundings() -> dict[str, Any]:
-    return {
-        "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"loredit": __version__, **{name: version(name) for name in ("torch", "transformers", "numpy")}},
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
-    }
-
-
-def _read(path: Path) -> Iterator[FactScores]:
-    """The results so far. A last line that was cut off while it was written is taken out of the file."""
-    if not path.exists():
+def _check(job: _Job, edits: Edits, points: Sequence[int], text: str | None, edit_seconds: float) -> None:
+    """Score all facts that the edit carries, if this is a point at which to do so and it has not been done."""
+    n = len(edits.facts[0])
+    if n not in points or n in {point.edits for point in read(job.folder / CHECKPOINTS, Checkpoint)}:
         return
-    lines = path.read_bytes().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
-        with replacing(path) as whole:
-            whole.write_bytes(b"".join(lines[:-1]))
-        del lines[-1]
-    for number, line in enumerate(lines, 1):
-        try:
-            yield FactScores.model_validate_json(line)
-        except ValidationError as error:
-            faults = f"{error.error_count()} faults"
-            raise RunError(
-                f"{path}, line {number}: not a result of this version ({faults}); use a new --output"
-            ) from None
+    name = RESULTS if n == len(job.facts) else f"checkpoint-{n}.jsonl"
+    done = {scores.case_id for scores in job.scores(name)}
+    job.told.finished(_SCORING * len(done))
+    left = [place for place, fact in enumerate(edits.facts[0]) if fact.case_id not in done]
+    for i in range(0, len(left), _SCORED_AT_ONCE):
+        job.score(_about(edits, left[i : i + _SCORED_AT_ONCE]), name, edit_seconds)
+    measured = None
+    if text is not None:
+        measured = perplexity(edits, text, progress=lambda share: job.told("perplexity", share, 0))
+    append(job.folder / CHECKPOINTS, [checkpoint(job.scores(name), measured)])
+
+
+def _about(edits: Edits, places: Sequence[int]) -> Edits:
+    """The one edit with some of its facts."""
+    (facts,), (outcome,) = edits.facts, edits.outcomes
+    lost = {i: outcome.lost[place] for i, place in enumerate(places) if place in outcome.lost}
+    return replace(edits, facts=(tuple(facts[place] for place in places),), outcomes=(replace(outcome, lost=lost),))
+
+
+def _last(job: _Job) -> Edits | None:
+    """The edit as it was saved last."""
+    newest = _newest(job.folder)
+    return Edits.load(newest, job.method.model, job.method.tokenizer) if newest else None
+
+
+def _save(edits: Edits, folder: Path) -> None:
+    """As ``edits-N``, which appears whole, in place of what was saved before."""
+    unfinished = folder / ".edits"
+    edits.save(unfinished)
+    unfinished.rename(folder / f"edits-{len(edits.facts[0])}")
+    _newest(folder)
+
+
+def _newest(folder: Path) -> Path | None:
+    """The edit saved last; earlier ones are removed."""
+    saved = sorted(folder.glob("edits-*"), key=lambda path: int(path.name.removeprefix("edits-")))
+    for earlier in saved[:-1]:
+        shutil.rmtree(earlier)
+    return saved[-1] if saved else None
+
+
+class _Told:
+    """Turns the phases of a batch into a count of facts, as if each were edited and scored once."""
+
+    def __init__(self, progress: Callable[[str, float, int], None] | None, facts: int, work: float) -> None:
+        self._progress, self._facts, self._work, self._done = progress or (lambda *_: None), facts, work, 0.0
+
+    def __call__(self, phase: str, share: float, facts: int) -> None:
+        begin, length = _PHASES[phase]
+        self._tell(phase, self._done + facts * (begin + length * share))
+
+    def finished(self, work: float) -> None:
+        self._done += work
+        self._tell("finished", self._done)
+
+    def _tell(self, phase: str, done: float) -> None:
+        self._progress(phase, done * self._facts / self._work, self._facts)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 import tiny
 from transformers import PreTrainedTokenizerFast
 
+from loredit import editors
 from loredit.data import Fact
 from loredit.evaluation import FactScores, runs
 
@@ -58,8 +58,8 @@ def _run(**options: Any) -> runs.RunResult:
     )
 
 
-def _results(folder: Path) -> dict[str, dict[str, Any]]:
-    lines = (folder / runs.RESULTS).read_text().splitlines()
+def _results(folder: Path, name: str = runs.RESULTS) -> dict[str, dict[str, Any]]:
+    lines = (folder / name).read_text().splitlines()
     return {scores.case_id: scores.model_dump(exclude=TIMES) for scores in map(FactScores.model_validate_json, lines)}
 
 
@@ -100,8 +100,11 @@ def test_bad_records_are_left_out_only_on_request_and_are_listed(place: Path) ->
     (place / "facts.json").write_text(json.dumps(records))
     with pytest.raises(ValueError, match="target_new"):
         _run()
+    records[0]["locality"]["other"][0]["ground_truth"] = ""
+    (place / "facts.json").write_text(json.dumps(records))
     result = _run(skip_bad=True)
     assert [(bad.field, "record 1" in bad.where) for bad in result.bad] == [("target_new", True)]
+    assert result.unanswered == 1
     assert set(_results(result.folder)) == {"france", "sum", "ada", "sky"}
 
 
@@ -144,30 +147,141 @@ def test_resume_with_other_settings_is_refused(place: Path) -> None:
         _run(limit=2, output="mine", resume=True, seed=1, overrides=["rank=1"])
 
 
-def test_a_killed_process_loses_only_the_batch_in_flight(place: Path) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "run_edit.py"),
-        "--editor",
-        "lora",
-        "--hparams",
-        "tiny.yaml",
-        "--data",
-        "facts.json",
+# One process that forks, so that imports are paid for once; each child kills itself at a random moment.
+KILLED = """
+import json, os, random, sys, threading, time
+from pathlib import Path
+from loredit.evaluation import runs
+
+mode, text = sys.argv[1], "facts.json" if sys.argv[1] != "single" else None
+moments = random.Random(mode)
+
+def killed_after(calls):  # progress is told of each step of training and of all scoring, and of all that is written
+    def progress(phase, done, total):
+        nonlocal calls
+        calls -= 1
+        if calls == 0:  # in another thread, so that the signal comes while the run goes on
+            wait = moments.random() * 0.005
+            threading.Thread(target=lambda: (time.sleep(wait), os.kill(os.getpid(), 9))).start()
+    return progress
+
+def finished():  # facts that need not be edited again; every file under its own name is whole
+    folder = Path("killed")
+    for path in folder.glob("*.json"):
+        json.loads(path.read_text())
+    saved = [int(path.name[6:]) for path in folder.glob("edits-*") if json.loads((path / "edits.json").read_text())]
+    results = folder / runs.RESULTS
+    return max([*saved, results.read_bytes().count(b"\\n") if results.exists() else 0])
+
+for calls in [*(moments.randrange(1, 14) for _ in range(9)), 10**6]:
+    child = os.fork()
+    if child == 0:
+        runs.run("lora", "tiny.yaml", data="facts.json", dtype="float32", fluency=False, edits_at_once=1, mode=mode,
+                 perplexity_text=text, output="killed", resume=True, progress=killed_after(calls))
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), finished())
+"""
+
+
+@pytest.mark.parametrize("mode", ["single", "sequential"])
+def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(place: Path, mode: runs.EditMode) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", KILLED, mode], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ended, finished = zip(*(map(int, line.split()) for line in done.stdout.splitlines()), strict=True)
+    assert {*ended[:-1]} <= {-signal.SIGKILL, 0}, done.stderr
+    assert ended.count(-signal.SIGKILL) > 3
+    assert ended[-1] == 0, done.stderr
+    assert list(finished) == sorted(finished), "what is finished stays finished"
+    assert len({*finished}) > 2, "the run is to be killed at different moments"
+    options = {"edits_at_once": 1, "perplexity_text": None if mode == "single" else "facts.json"}
+    whole, resumed = (_run(mode=mode, output=name, resume=True, **options) for name in ("whole", "killed"))
+    assert (resumed.summary, resumed.checkpoints) == (whole.summary, whole.checkpoints)
+    assert _results(resumed.folder) == _results(whole.folder)
+    assert _names(resumed.folder) == _names(whole.folder), "nothing unfinished is left"
+    assert [path.read_bytes() for path in sorted(resumed.folder.glob("edits-*/*.safetensors"))] == [
+        path.read_bytes() for path in sorted(whole.folder.glob("edits-*/*.safetensors"))
     ]
-    command += ["--dtype", "float32", "--no-fluency", "--edits-at-once", "1", "--output", "killed", "--set", "steps=40"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    results = place / "killed" / runs.RESULTS
-    while not (results.exists() and results.read_bytes().count(b"\n") >= 2):
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    finished = results.read_bytes().count(b"\n")
-    assert finished >= 2
-    whole = _run(overrides=["steps=40"], output="whole")
-    resumed = _run(overrides=["steps=40"], output="killed", resume=True)
-    assert resumed.summary == whole.summary
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# Batch and sequential
+
+
+def test_a_batch_is_one_edit_for_all_facts(place: Path) -> None:
+    result = _run(mode="batch", perplexity_text="facts.json")
+    scores = _results(result.folder)
+    assert list(scores) == ["france", "water", "sum", "ada", "sky"]
+    assert len({score["loss"] for score in scores.values()}) == 1
+    (point,) = result.checkpoints
+    assert (point.edits, point.summary) == (5, result.summary)
+    assert point.perplexity is not None
+    assert point.perplexity.edited != point.perplexity.base
+    assert (result.folder / "edits-5" / "edits.json").exists()
+
+
+def test_a_batch_that_was_interrupted_while_it_was_scored_is_not_trained_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "_SCORED_AT_ONCE", 2)
+    whole = _run(mode="batch", output="whole")
+    part = _run(mode="batch", output="part")
+    lines = (part.folder / runs.RESULTS).read_bytes().splitlines(keepends=True)
+    (part.folder / runs.RESULTS).write_bytes(b"".join(lines[:2]))
+    (part.folder / runs.CHECKPOINTS).unlink()
+    monkeypatch.setattr(editors.Editor, "edit", lambda *_, **__: pytest.fail("it is trained again"))
+    resumed = _run(mode="batch", output="part", resume=True)
+    assert (resumed.summary, resumed.checkpoints) == (whole.summary, whole.checkpoints)
+
+
+def test_a_sequential_run_scores_all_facts_so_far_at_its_checkpoints(place: Path) -> None:
+    result = _run(mode="sequential", checkpoints=[3, 1, 99])
+    assert [point.edits for point in result.checkpoints] == [1, 3, 5]
+    assert result.checkpoints[-1].summary == result.summary
+    assert _names(result.folder) >= {"checkpoint-1.jsonl", "checkpoint-3.jsonl", "edits-5", runs.RETENTION}
+    first, then = (_results(result.folder, f"checkpoint-{n}.jsonl") for n in (1, 3))
+    assert (list(first), list(then)) == (["france"], ["france", "water", "sum"])
+    assert first["france"]["probes"] != then["france"]["probes"] != _results(result.folder)["france"]["probes"]
+    alone = _run(limit=1, output="alone")
+    assert _results(alone.folder)["france"] == first["france"]
+    ages = [(group.youngest, group.oldest) for group in result.checkpoints[-1].by_age]
+    assert ages == [(0, 0), (1, 2), (3, 4)]
+    newest = result.checkpoints[-1].by_age[0].metrics["edit_success"]
+    correct = _results(result.folder)["sky"]["probes"][0]["edited"]["answers"][0]["correct"]
+    assert (newest.mean, newest.facts) == (100 * sum(correct) / len(correct), 1)
+
+
+def test_one_bad_fact_does_not_cost_the_others_their_edit(place: Path) -> None:
+    records = json.loads((place / "facts.json").read_text())
+    records[1]["prompt"] = "so " * tiny.CONTEXT
+    (place / "facts.json").write_text(json.dumps(records))
+    for mode in ("single", "batch", "sequential"):
+        result = _run(mode=mode, output=mode)
+        assert [failed.case_id for failed in result.summary.failed] == ["water"]
+        assert "context is 192" in result.summary.failed[0].message
+        assert result.summary.metrics["edit_success"].edited.facts == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"checkpoints": [1]}, "checkpoints are for sequential editing; in single mode"),
+        ({"mode": "sequential", "checkpoints": [0]}, "1 or more, not 0"),
+        ({"perplexity_text": "facts.json"}, "Use mode batch or sequential"),
+        ({"mode": "batch", "perplexity_text": "nowhere.txt"}, "cannot be read from nowhere.txt"),
+        ({"mode": "batch", "perplexity_text": "empty.txt"}, "empty.txt, is empty"),
+    ],
+)
+def test_options_of_other_modes_are_refused_before_anything_is_done(
+    place: Path, options: dict[str, Any], message: str
+) -> None:
+    (place / "empty.txt").write_text("\n")
+    with pytest.raises(runs.RunError, match=message):
+        _run(**options)
+    assert not (place / "results").exists()
 
 
 def test_the_command_line_prints_a_table_and_where_the_results_are(place: Path) -> None:
@@ -180,6 +294,18 @@ def test_the_command_line_prints_a_table_and_where_the_results_are(place: Path) 
     assert "2.0/2" in done.stderr
 
 
+def test_the_command_line_edits_standard_input_one_after_another(place: Path) -> None:
+    rows = "subject;prompt;target_new\nFrance;The capital of {} is;Rome\n;Water is;\n;Sky:;a\n"
+    options = ["--editor", "lora", "--hparams", "tiny.yaml", "--data", "-", "--skip-bad", "--no-fluency"]
+    sequential = ["--mode", "sequential", "--checkpoints", "1", "--perplexity-text", "facts.json"]
+    done = _command(*options, *sequential, stdin=rows)
+    assert done.returncode == 0, done.stderr
+    for words in ("lora on 2 facts, mode sequential", "perplexity (unedited)", "line 3, record 1: target_new: is mis"):
+        assert words in done.stderr + done.stdout
+    (record,) = place.glob(f"results/*/{runs.RUN}")
+    assert json.loads(record.read_text())["checkpoints"] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -189,6 +315,7 @@ def test_the_command_line_prints_a_table_and_where_the_results_are(place: Path) 
         (["--editor", "lora", "--hparams", "tiny.yaml", "--data", "nowhere.json"], "nowhere.json"),
         (["--editor", "lora", "--hparams", "tiny.yaml", "--data", "facts.json", "--offset", "9"], "no facts to edit"),
         (["--editor", "lora", "--hparams", "tiny.yaml", "--data", "facts.json", "--model", "./no-such"], "./no-such"),
+        (["--editor", "lora", "--hparams", "tiny.yaml", "--checkpoints", "1;2"], "no list of numbers such as 1,10,100"),
         (["--editor", "lora", "--hparams", "tiny.yaml", "--data", "facts.json", "--set", "sites=[qvk]"], "qvk"),
         (["--editor", "lora", "--hparams", "tiny.yaml", "--data", "facts.json", "--set", "layers=7"], "no layer 7"),
     ],
@@ -200,8 +327,12 @@ def test_bad_input_is_one_clear_error(place: Path, options: list[str], message: 
     assert message in " ".join(done.stderr.split())
 
 
-def _command(*options: str) -> subprocess.CompletedProcess[str]:
+def _command(*options: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
     return subprocess.run(
-        [sys.executable, str(ROOT / "run_edit.py"), *options], capture_output=True, text=True, env=environment
+        [sys.executable, str(ROOT / "run_edit.py"), *options],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env=environment,
     )

@@ -1,0 +1,107 @@
+"""A run's folder: what was asked for, what has been found out so far, and how an interrupted run finds both again."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+
+from .. import __version__
+from ..editors._files import replacing
+
+RUN = "run.json"
+
+_T = TypeVar("_T", bound=BaseModel)
+
+
+class RunError(ValueError):
+    """A run that cannot begin or go on; the message says what to do."""
+
+
+def open_folder(record: dict[str, Any], output: Path | None, name: str, resume: bool) -> Path:
+    """The folder of the run that ``record`` describes: a new one, or with ``resume`` the one that it has begun in.
+
+    ``output`` None: one below ``results/`` that is called ``name`` and a number.
+    """
+    if output is None:
+        used = sorted(Path("results").glob(f"{name}-*/{RUN}"), key=lambda path: path.stat().st_mtime)
+        same = [path.parent for path in used if not _differences(path, record)]
+        if resume and not same:
+            raise RunError("nothing to resume: no run below results/ has these settings")
+        number = 1 + max((int(path.parent.name.rpartition("-")[2]) for path in used), default=0)
+        output = same[-1] if resume else Path("results") / f"{name}-{number:03d}"
+    if (output / RUN).exists():
+        if not resume:
+            raise RunError(f"{output} already holds a run; --resume goes on with it, --output names another folder")
+        if differing := _differences(output / RUN, record):
+            raise RunError(
+                f"{output} holds a run with other settings ({', '.join(differing)}); it cannot be resumed with these"
+            )
+        _tidy(output)
+    else:
+        output.mkdir(parents=True, exist_ok=True)
+        with replacing(output / RUN) as path:
+            path.write_text(json.dumps({**record, **_surroundings()}, indent=1), encoding="utf-8")
+    return output
+
+
+def append(path: Path, lines: Iterable[BaseModel]) -> None:
+    """Add a line for each, all at once, and see them onto the disk."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(line.model_dump_json() + "\n" for line in lines))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(path: Path, kind: type[_T]) -> list[_T]:
+    """The lines so far. A last one that was cut off while it was written is taken out of the file."""
+    if not path.exists():
+        return []
+    lines: Sequence[bytes] = path.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        lines = lines[:-1]
+        with replacing(path) as whole:
+            whole.write_bytes(b"".join(lines))
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(kind.model_validate_json(line))
+        except ValidationError as error:
+            faults = f"{error.error_count()} faults"
+            raise RunError(
+                f"{path}, line {number}: not a result of this version ({faults}); use a new --output"
+            ) from None
+    return found
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what was being written when the run was killed: all unfinished files have a dot before their name."""
+    for unfinished in folder.glob(".*"):
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        else:
+            unfinished.unlink()
+
+
+def _differences(path: Path, record: dict[str, Any]) -> list[str]:
+    before = json.loads(path.read_text(encoding="utf-8"))
+    return [key for key, value in record.items() if before.get(key) != value]
+
+
+def _surroundings() -> dict[str, Any]:
+    return {
+        "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"loredit": __version__, **{name: version(name) for name in ("torch", "transformers", "numpy")}},
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+    }

@@ -7,6 +7,7 @@ that does not go on from the state it is given; a token predicted twice, or from
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ import pytest
 import slow
 import tiny
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -24,7 +26,10 @@ from loredit.data import Fact
 from loredit.editors import Editor, Edits, Patch, roselora
 from loredit.editors._rows import Rows
 from loredit.editors._training import Work
-from loredit.evaluation.perplexity import perplexity
+from loredit.evaluation import report
+from loredit.evaluation.perplexity import Perplexity, perplexity
+from loredit.evaluation.retention import Checkpoint, checkpoint
+from loredit.evaluation.scores import AnswerScore, FactScores, ProbeScores, Seen
 from loredit.evaluation.scoring import evaluate
 
 ORDERS = ("breadth_first", "depth_first")
@@ -255,3 +260,53 @@ def test_perplexity_predicts_each_token_once_in_the_first_window_that_it_is_in(l
 def test_a_text_of_one_token_has_no_perplexity(model, facts):
     with pytest.raises(ValueError, match="two tokens or more; this one has 1"):
         perplexity(bound(model).edit(facts[:1]), "a")
+
+
+# Retention
+
+
+def fact_scores(number: int, *, right: bool) -> FactScores:
+    seen = Seen(answers=(AnswerScore(correct=(right,), log_prob=-1.0),))
+    probe = ProbeScores(
+        kind="rewrite", group="rewrite", prompt="p", answers=("a",), base=seen, edited=seen, same=(True,)
+    )
+    case = {"case_id": str(number), "prompt": "p", "target_new": "a", "probes": (probe,)}
+    return FactScores(**case, steps=1, loss=0.0, nonzero_share=1.0)
+
+
+def reached(n: int, edited: float | None = None) -> Checkpoint:
+    """A checkpoint after n edits, of which those at the places that 3 divides are still known."""
+    scores = [fact_scores(i, right=i % 3 == 0) for i in range(n)]
+    return checkpoint(scores, edited and Perplexity(base=10, edited=edited, tokens=99))
+
+
+def test_ages_count_the_edits_made_since_and_each_fact_is_in_one_group():
+    groups = reached(35).by_age
+    assert [(group.youngest, group.oldest) for group in groups] == [(0, 0), (1, 2), (3, 9), (10, 29), (30, 34)]
+    for group in groups:
+        known = [(34 - age) % 3 == 0 for age in range(group.youngest, group.oldest + 1)]
+        found = group.metrics["edit_success"]
+        assert (found.mean, found.facts) == (pytest.approx(100 * sum(known) / len(known)), len(known))
+
+
+def test_a_checkpoint_is_read_back_as_it_was_written():
+    for point in (reached(1), reached(4, math.inf)):
+        assert Checkpoint.model_validate_json(point.model_dump_json()) == point
+
+
+def test_the_retention_table_has_a_line_for_each_checkpoint():
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(report.retention_table([reached(1, 11.25), reached(3)], title="what is left"))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert [line[1:] for line in lines if line and line[0] == "│"] == [
+        ["1", "│", "100.0", "│", "11.2", "(10.0)", "│"],
+        ["3", "│", "33.3", "│", "–", "│"],
+    ]
+
+
+@pytest.mark.parametrize("edited", [None, math.inf])
+def test_retention_is_drawn_whatever_was_measured(edited: float | None, tmp_path):
+    report.plot_retention([reached(n, edited) for n in (1, 10, 30)], tmp_path / "figures" / "retention.png")
+    assert (tmp_path / "figures" / "retention.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="no checkpoint"):
+        report.plot_retention([], tmp_path / "none.png")

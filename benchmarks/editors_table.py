@@ -154,14 +154,14 @@ def _cells(each: Row) -> Sequence[str]:
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="samples", help="facts, as for run_edit.py")
     parser.add_argument("--limit", type=int, default=100, help="how many of them")
     parser.add_argument("--editors", nargs="+", default=EDITORS, metavar="EDITOR[:HPARAMS]", help="rows to run")
     parser.add_argument("--output", type=Path, default=Path("results/editors-table"), help="folder of the runs")
     parser.add_argument("--render", action="store_true", help=f"only make the page again from {RESULTS.name}")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.render:
         render(Results.model_validate_json(RESULTS.read_text(encoding="utf-8")))
         return

@@ -200,8 +200,9 @@ def work(options: argparse.Namespace, loaded: LoadedModel, facts: Sequence[Fact]
     """Edit what is left, until it is finished (True) or the time is over (False)."""
     end = time.monotonic() + 60 * options.minutes
     shard, shards = map(int, options.shard.split("/"))
-    with tqdm(total=len(ARMS) * len(options.seeds) * len(facts) // shards, unit="edit") as bar:
-        for seed, at in [(seed, at) for seed in options.seeds for at in range(0, len(facts), AT_ONCE)][shard::shards]:
+    blocks = [(seed, at) for seed in options.seeds for at in range(0, len(facts), AT_ONCE)][shard::shards]
+    with tqdm(total=len(ARMS) * sum(len(facts[at : at + AT_ONCE]) for _, at in blocks), unit="edit") as bar:
+        for seed, at in blocks:
             part = facts[at : at + AT_ONCE]
             edits = trainer(options, loaded, seed, part)
             for arm in ARMS:
@@ -237,8 +238,8 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def collected(folder: Path) -> dict[str, Runs]:
     """All runs in the folder."""
-    lines = {arm: [line for path in sorted((folder / arm).glob("*.jsonl")) for line in path.open()] for arm in ARMS}
-    runs = {arm: map(Run.model_validate_json, found) for arm, found in lines.items() if found}
+    texts = {arm: "".join(path.read_text("utf-8") for path in sorted((folder / arm).glob("*.jsonl"))) for arm in ARMS}
+    runs = {arm: map(Run.model_validate_json, text.splitlines()) for arm, text in texts.items() if text}
     return {arm: {(run.scores.case_id, run.seed): run for run in found} for arm, found in runs.items()}
 
 
@@ -385,7 +386,7 @@ def render(result: Study) -> None:
     report.plot_locality_success({ARMS[arm].label: found.summary for arm, found in result.arms.items()}, FIGURE)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="samples", help="facts, as for run_edit.py")
     parser.add_argument("--cases", type=int, default=200, help="how many of them")
@@ -396,7 +397,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="end after about this long")
     parser.add_argument("--shard", default="0/1", help="I/N: do only every N-th part, beginning with part I")
     parser.add_argument("--render", action="store_true", help=f"only make the page again from {RESULTS.name}")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.render:
         render(Study.model_validate_json(RESULTS.read_text(encoding="utf-8")))
         return 0

@@ -10,27 +10,37 @@ import typer
 from rich.console import Console
 from tqdm import tqdm
 
+# \b keeps the lines of a paragraph as they are.
 HELP = """
 Edit facts in a language model and measure what the edits did.
 
-Examples:
-
+\b
+The embedded default: SmolLM2-135M and the project's own sample facts; no
+model hub needed.
   python run_edit.py --editor roselora --hparams smollm2.yaml
-      The embedded default: SmolLM2-135M and the project's own sample facts; no model hub needed.
 
-  python run_edit.py --editor roselora --hparams gpt2.yaml --model path/to/gpt2
-      GPT-2 from a local folder; without --model it comes from the hub.
+\b
+GPT-2 from a local folder; without --model it comes from the hub.
+  python run_edit.py --editor roselora --hparams gpt2.yaml --model path/gpt2
 
-  python run_edit.py --editor lora --hparams smollm2.yaml --data ZsRE-test.json --limit 100 --set lr=1e-3
-      The first 100 facts of a benchmark file or of your own list (JSON, JSONL, CSV), one setting changed.
+\b
+The first 100 facts of a benchmark file or of your own list (JSON, JSONL,
+CSV), each edited on its own, one setting changed.
+  python run_edit.py --editor lora --hparams smollm2.yaml \\
+      --data ZsRE-test.json --limit 100 --set lr=1e-3
 
-  python run_edit.py --editor lora --hparams smollm2.yaml --data corrections.csv --skip-bad --mode batch
-      One edit that carries all facts of your list. Faulty records are left out and listed.
+\b
+One edit that carries your whole list; faulty records are left out, listed.
+  python run_edit.py --editor lora --hparams smollm2.yaml \\
+      --data corrections.csv --skip-bad --mode batch
 
-  python run_edit.py --editor lora --hparams smollm2.yaml --data corrections.csv --mode sequential
-      --checkpoints 1,10,100 --perplexity-text held.txt
-      One fact after another on the same model. After 1, 10 and 100 edits, and at the end, all facts edited so far are
-      scored, and both models' perplexity on a text is measured; retention.png shows what is forgotten.
+\b
+One fact after another on the same model. After 1, 10 and 100 edits, and at
+the end, all facts so far are scored, and the perplexity on a text that you
+give is measured; retention.png in the results shows what is forgotten.
+  python run_edit.py --editor lora --hparams smollm2.yaml \\
+      --data corrections.csv --mode sequential --checkpoints 1,10,100 \\
+      --perplexity-text held.txt
 
 Edit success, generalization, portability and locality are percentages, fluency an entropy; the unedited model stands
 beside the edited one. Results go to a folder as they come; an interrupted run goes on with --resume.

@@ -345,7 +345,8 @@ def _perplexity(axes: Axes, checkpoints: Sequence[Checkpoint]) -> None:
     axes.plot(*zip(*finite, strict=True) if finite else ([], []), marker="o", color=COLOURS[1], label="edited")
     axes.axhline(points[0][1].base, color="#555555", linestyle=":", label="unedited")
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    if finite and max(y for _, y in finite) > 10 * points[0][1].base:
+        axes.set_yscale("log")
     _counted(axes, [x for x, _ in points])
     axes.set_xlabel("edits made on one model")
     axes.set_title(f"Perplexity ({points[0][1].tokens} tokens)", loc="left")
@@ -364,7 +365,7 @@ def _band(axes: Axes, points: Sequence[tuple[float, Estimate]], colour: str, lab
 
 def _counted(axes: Axes, places: Sequence[int]) -> None:
     axes.set_xticks(places, map(str, places))
-    axes.minorticks_off()
+    axes.set_xticks([], minor=True)
 
 
 def _percent(axes: Axes) -> None:

@@ -67,7 +67,9 @@ def read_rows(
             faults.append(f"{path}, line {number}: {error}")
     if faults and not skip_bad:
         more = [f"... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-        raise DataError("\n  ".join([f"{len(faults)} bad lines (--skip-bad leaves them out):", *faults[:_SHOWN], *more]))
+        raise DataError(
+            "\n  ".join([f"{len(faults)} bad lines (--skip-bad leaves them out):", *faults[:_SHOWN], *more])
+        )
     if faults:
         _log.warning("%s: %d bad lines left out, the first: %s", path, len(faults), faults[0])
     if not examples:

@@ -20,7 +20,7 @@ HUMAN = "human"
 
 
 def load(source: str, *, skip_bad: bool = False) -> TaskData:
-    """The texts of a file, or of the only JSONL file of a folder; classes in alphabetical order, the human one first."""
+    """The texts of a file, or of the only JSONL file of a folder; the human class comes first, the others by name."""
     path = _file(Path(source))
     content = _text(path)
     labels: dict[str, None] = {}
@@ -41,9 +41,7 @@ def load(source: str, *, skip_bad: bool = False) -> TaskData:
     if lacking := {"train", "dev", "test"} - splits.keys():
         raise DataError(f"{path}: too few topics, none is left for {', '.join(sorted(lacking))}")
     ordered = {split: tuple(splits[split]) for split in ("train", "dev", "test")}
-    return TaskData(
-        "human-vs-machine", ordered, classes, "accuracy", sha256_of([content]), weighted=True, reference=0
-    )
+    return TaskData("human-vs-machine", ordered, classes, "accuracy", sha256_of([content]), weighted=True, reference=0)
 
 
 def split_of(topic: str) -> str:
@@ -89,8 +87,8 @@ def _text(path: Path) -> str:
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(
-            f"no such file: {path}. --data takes JSONL (or .jsonl.gz) with the fields text and label; there is no set on "
-            "the hub that it could be taken from"
+            f"no such file: {path}. --data takes JSONL (or .jsonl.gz) with the fields text and label, "
+            "and is always a file of your own"
         ) from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from None

@@ -132,7 +132,7 @@ def load(
     _check(name, folder)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     auto: Any = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
-    size = {} if labels is None else {"num_labels": labels}
+    size = {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}  # of another task's head
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         loaded: Any = auto.from_pretrained(
@@ -142,7 +142,8 @@ def load(
         raise ModelError(f"model {name!r} cannot be loaded from {folder}: {_said(error)}") from error
     model, report = loaded
     fresh = () if labels is None else tuple(f"{site.name}." for site in head(model))
-    if missing := sorted(key for key in report["missing_keys"] if not key.startswith(fresh)):
+    random = {*report["missing_keys"], *(key for key, _, _ in report["mismatched_keys"])}
+    if missing := sorted(key for key in random if not key.startswith(fresh)):
         # transformers would fill these with random numbers and go on.
         raise ModelError(f"model {name!r} lacks weights in {folder}: {', '.join(missing[:5])} ({len(missing)} in all)")
     if tokenizer.pad_token is None:

@@ -10,12 +10,13 @@ import tiny
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from typer.testing import CliRunner
 
+from loredit import editors
 from loredit import hparams as presets
 from run_edit import app
 
 FOLDER = Path(presets.__file__).parent
 NARROW = {"compacter": ("--set", "reduction_factor=4")}  # values that go with a real width alone
-SHIPPED = sorted(path.relative_to(FOLDER) for path in FOLDER.rglob("*.yaml"))
+SHIPPED = sorted(path.relative_to(FOLDER) for name in editors.available() for path in (FOLDER / name).glob("*.yaml"))
 
 
 def _small(name: str) -> PreTrainedModel:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -23,9 +23,9 @@ _CHUNK = 64
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example: the model's inputs for each of its texts, the number of the first of them, and the label."""
+    """One example: the model's inputs for each of its texts, a number that each text has to itself, and the label."""
 
-    key: int
+    keys: tuple[int, ...]
     texts: tuple[dict[str, list[int]], ...]
     label: float
 
@@ -46,7 +46,10 @@ class Encoder:
         tokenizer.truncation_side = "right"
 
     def __call__(self, examples: Sequence[Example]) -> list[Encoded]:
-        return [Encoded(next(self._keys), self._texts(example), example.label) for example in examples]
+        return [
+            Encoded(tuple(islice(self._keys, len(example.texts))), self._texts(example), example.label)
+            for example in examples
+        ]
 
     def _texts(self, example: Example) -> tuple[dict[str, list[int]], ...]:
         # A tokenizer without a separator (a decoder's) would glue the two together.
@@ -92,9 +95,8 @@ def collated(items: Sequence[Sequence[Encoded]], tokenizer: PreTrainedTokenizerB
     """b items of E examples -> ids and masks (b, E, C, T), keys (b, E, C), labels (b, E)."""
     texts = [text for item in items for example in item for text in example.texts]
     shape = (len(items), len(items[0]), len(items[0][0].texts))
-    padded: dict[str, Tensor] = dict(tokenizer.pad(texts, return_tensors="pt"))  # type: ignore[arg-type]
-    options = shape[2]
-    keys = [example.key * options + c for item in items for example in item for c in range(options)]
+    padded: dict[str, Tensor] = dict(tokenizer.pad(texts, return_tensors="pt"))
+    keys = [key for item in items for example in item for key in example.keys]
     return {
         **{name: t.view(*shape, -1) for name, t in padded.items()},
         "keys": torch.tensor(keys).view(shape),

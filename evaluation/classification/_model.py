@@ -49,8 +49,8 @@ def fresh_head(model: PreTrainedModel, seeds: Sequence[int]) -> SitePatch[Map]:
         module, size = model.get_submodule(site.name), (len(seeds), site.outputs)
         weight, bias = draw.normal((site.outputs, site.inputs), std), torch.zeros(size)
         if site.name.startswith(base):
-            weight = module.weight.detach().cpu().float().expand(*size, -1).clone()  # type: ignore[operator, union-attr]
-            bias = module.bias.detach().cpu().float().expand(size).clone()  # type: ignore[operator, union-attr]
+            weight = module.weight.detach().cpu().float().expand(*size, -1).clone()  # type: ignore[operator]
+            bias = module.bias.detach().cpu().float().expand(size).clone()  # type: ignore[operator]
         maps.append(Map(weight, bias, last=site is places[-1]))
     return SitePatch(seeds, places, maps).to(model.device, torch.promote_types(torch.float32, model.dtype))
 
@@ -60,13 +60,13 @@ def set_head(model: PreTrainedModel, fresh: SitePatch[Map], edit: int) -> None:
     """Put one edit's head into the model's own weights."""
     for site, part in fresh.items():
         module = model.get_submodule(site.name)
-        module.weight.copy_(part.weight[edit])  # type: ignore[operator, union-attr]
+        module.weight.copy_(part.weight[edit])  # type: ignore[operator]
         if isinstance(module.bias, Tensor):
             module.bias.copy_(part.bias[edit])
 
 
 class SideBySide(nn.Module):
-    """The frozen model in eval mode with E edits on it: inputs (b, E, C, T) -> logits (b, E, K), with options (b, E, C).
+    """The frozen model in eval mode with E edits on it: (b, E, C, T) -> logits (b, E, K), with options (b, E, C).
 
     Blocks below the first patched one give the same output at every step and for every edit: it is computed once for
     each text and kept (T d numbers each). Without patches the model itself is trained, as one edit.

@@ -31,7 +31,8 @@ def classification(truth: Sequence[int], answers: Sequence[int], classes: Sequen
     binary = {"f1": float(f1_score(truth, answers, zero_division=0))} if len(classes) == 2 else {}
     return {
         "accuracy": float(accuracy_score(truth, answers)),
-        "matthews_correlation": float(matthews_corrcoef(truth, answers)),
+        # 0 where nothing varies; scikit-learn says so with a warning.
+        "matthews_correlation": float(matthews_corrcoef(truth, answers)) if len({*truth, *answers}) > 1 else 0.0,
         **binary,
         "macro_f1": float(np.mean(f1)),
         "by_class": {

@@ -113,7 +113,7 @@ class _Trainer(Trainer):
         self._weights = weights
         self.model_accepts_loss_kwargs = False
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:  # type: ignore[override]
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
         assert isinstance(model, SideBySide)
         labels, keys = inputs.pop("labels"), inputs.pop("keys")
         each = losses(model.logits(inputs, keys), labels, self._weights)
@@ -127,9 +127,9 @@ class _Trainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         generator = torch.Generator().manual_seed(self.args.seed)
-        return LengthGroupedSampler(
-            self.args.train_batch_size, lengths=[*range(len(self.train_dataset))], generator=generator
-        )
+        assert isinstance(self.train_dataset, Interleaved)  # whose items go from short to long
+        lengths = [*range(len(self.train_dataset))]
+        return LengthGroupedSampler(self.args.train_batch_size, lengths=lengths, generator=generator)
 
 
 def train(

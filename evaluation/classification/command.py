@@ -39,12 +39,17 @@ def classify(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Train with this many seeds: 0, 1, ...")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples of a step, for each seed.")] = 16,
+    head_lr: Annotated[
+        float, typer.Option(min=0, help="Learning rate of the head beside an editor; full and probe use their own.")
+    ] = 3e-4,
     max_length: Annotated[int, typer.Option(min=4, help="Texts are cut to this many tokens.")] = 128,
     limit: Annotated[int | None, typer.Option(min=1, help="Train on a sample of this many examples.")] = None,
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="One binary classifier for each machine against human.")
     ] = False,
-    train: Annotated[bool, typer.Option("--train/--no-train", help="Score the model as it is, with fresh heads.")] = True,
+    train: Annotated[
+        bool, typer.Option("--train/--no-train", help="Score the model as it is, with fresh heads.")
+    ] = True,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out faulty lines of the data.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of the base model: auto, float32, bfloat16.")] = "auto",
@@ -61,8 +66,13 @@ def classify(
     console.print("[dim]loading data and model ...[/]")
     from transformers.utils import logging
 
-    from .runs import run
-
+    try:
+        from .runs import run
+    except ModuleNotFoundError as error:
+        console.print(
+            f"[bold red]error:[/] {error}; pip install 'loredit\\[classification]' brings it", highlight=False
+        )
+        raise typer.Exit(2) from None
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # a fresh head is what is wanted, and transformers would warn of it
     try:
@@ -75,6 +85,7 @@ def classify(
             model=model,
             seeds=range(seeds),
             batch_size=batch_size,
+            head_lr=head_lr,
             max_length=max_length,
             limit=limit,
             ensemble=ensemble,
@@ -92,10 +103,11 @@ def classify(
     Console().print(_table(result.metrics, f"{editor} on {task}, {seeds} seeds"))
     parameters = result.metrics["parameters"]
     Console().print(
-        f"trained {parameters['update']:,} + {parameters['head']:,} in the head ({100 * parameters['share']:.2f} % of the "
-        f"model) in {result.metrics['seconds']:.0f} s; results in {result.folder}",
+        f"trained {parameters['update']:,} + {parameters['head']:,} in the head "
+        f"({100 * parameters['share']:.2f} % of the model) in {result.metrics['seconds']:.0f} s",
         highlight=False,
     )
+    Console().print(f"results in {result.folder}", highlight=False, soft_wrap=True)
 
 
 def _table(metrics: dict[str, Any], title: str) -> Any:
@@ -105,7 +117,7 @@ def _table(metrics: dict[str, Any], title: str) -> Any:
     for column in ("split", "metric", "mean", "std"):
         table.add_column(column, justify="left" if column in ("split", "metric") else "right")
     for split, scores in metrics["splits"].items():
-        parts = {"": scores, **scores.get("rules", {}), **scores.get("members", {})}
+        parts = {**scores["rules"], **scores["members"]} if "rules" in scores else {"": scores}
         for name, part in parts.items():
             for metric, value in part.items():
                 if isinstance(value, dict) and "mean" in value:

@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 
 from ... import hparams as presets
 from ...data import aqua, glue, human_vs_machine
-from ...data._examples import DataError, Example, TaskData
+from ...data._examples import Example, TaskData
 from ...editors import Hparams, available, find
 from ...editors._files import replacing
 from ...editors._models import LoadedModel
@@ -31,7 +31,7 @@ from ...editors._random import seed_of
 from .._folder import RUN, RunError, open_folder
 from . import _plots, _scores
 from ._encoding import Encoded, Encoder
-from ._model import Map, SideBySide, fresh_head, parameters_of, set_head
+from ._model import SideBySide, fresh_head, parameters_of, set_head
 from ._training import AroundSteps, Curves, EditAdam, nonzero_share, scored, train
 
 FULL, PROBE = "full", "probe"
@@ -63,6 +63,7 @@ class _Setup:
     options: bool
     train: bool
     batch_size: int
+    head_lr: float
     progress: bool
 
 
@@ -88,6 +89,7 @@ def run(
     model: str | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     batch_size: int = 16,
+    head_lr: float = 3e-4,
     max_length: int = 128,
     limit: int | None = None,
     ensemble: bool = False,
@@ -105,7 +107,8 @@ def run(
     "probe" for the head alone. ``data``: a folder (or file), or "hub". ``hparams`` None: the editor's preset in
     ``hparams/classification/``. ``limit``: train on a sample of this many examples. ``ensemble``: a binary classifier
     for each class against the reference one, instead of one classifier. ``train`` False: fresh heads on the model as it
-    is. Raises ValueError (its message for people) for bad input.
+    is. ``head_lr``: the learning rate of the head, whose matrices want smaller steps than an editor's factors. Raises
+    ValueError (its message for people) for bad input.
     """
     settings = _settings(editor, hparams or editor, [*overrides, *([f"model={json.dumps(model)}"] if model else [])])
     examples = _data(task, data, skip_bad)
@@ -114,10 +117,8 @@ def run(
     chosen = _sample(examples.splits["train"], limit)
     torch.manual_seed(0)  # of what transformers draws for a model; all that is trained is drawn from the seeds
     outputs = 1 if examples.options or not examples.classes else 2 if ensemble else len(examples.classes)
-    loaded = load_model(
-        settings.model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, labels=outputs
-    )
-    setup = _Setup(editor, settings, loaded, examples.options, train, batch_size, progress)
+    loaded = load_model(settings.model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, labels=outputs)
+    setup = _Setup(editor, settings, loaded, examples.options, train, batch_size, head_lr, progress)
     record = {
         "task": task,
         "editor": editor,
@@ -130,6 +131,7 @@ def run(
         },
         "seeds": [*seeds],
         "batch_size": batch_size,
+        "head_lr": head_lr,
         "max_length": max_length,
         "epochs": settings.steps * batch_size / len(chosen) if train else 0,
         "ensemble": ensemble,
@@ -188,7 +190,9 @@ def _settings(editor: str, hparams: str, overrides: Sequence[str]) -> Hparams:
     settings = presets.read(cls, "classification", hparams, overrides)
     editing = ("stop_at", "end_of_text", "contexts", "kl_weight")
     if used := [key for key in editing if getattr(settings, key) != Hparams.model_fields[key].default]:
-        raise RunError(f"{', '.join(used)} belong to knowledge editing and mean nothing in classification; leave them out")
+        raise RunError(
+            f"{', '.join(used)} belong to knowledge editing and mean nothing in classification; leave them out"
+        )
     return settings
 
 
@@ -253,14 +257,18 @@ def _side_by_side(
     h, model, tokenizer = setup.hparams, setup.loaded.model, setup.loaded.tokenizer
     model.eval().requires_grad_(False)
     patches = [fresh_head(model, seeds)]
-    rates = {f"0.{name}": h.lr for name, _ in patches[0].named_parameters()}
+    rates = {f"0.{name}": h.lr if setup.editor == PROBE else setup.head_lr for name, _ in patches[0].named_parameters()}
     if setup.editor != PROBE:
         editor = find(setup.editor)(model, tokenizer, h)
         patches.append(editor.fresh(seeds))  # type: ignore[arg-type]
         rates |= {f"1.{name}": editor.learning_rate(name) for name, _ in patches[1].named_parameters()}
-    module, curves, begun = SideBySide(model, patches, options=setup.options, autocast=False), Curves(), time.perf_counter()
+    module, curves, begun = (
+        SideBySide(model, patches, options=setup.options, autocast=False),
+        Curves(),
+        time.perf_counter(),
+    )
     if setup.train:
-        optimizer = EditAdam(lambda: dict(module.patches.named_parameters()), rates)  # type: ignore[arg-type]
+        optimizer = EditAdam(lambda: dict(module.patches.named_parameters()), rates)
         train(
             module,
             parts,
@@ -280,9 +288,11 @@ def _side_by_side(
         module.patches[i] = patch.finished(every)
     logits = _all_scored(setup, module, tested, len(seeds))
     final = [*module.patches]
-    kept = [final[1].trained(e) if len(final) > 1 else [] for e in every]  # type: ignore[operator]
-    head = sum(t.numel() for t in final[0].trained(0))  # type: ignore[operator]
-    return _Trained(logits, seconds, max(sum(t.numel() for t in k) for k in kept), head, [*map(nonzero_share, kept)], curves)
+    kept = [final[1].trained(e) if len(final) > 1 else [] for e in every]
+    head = sum(t.numel() for t in final[0].trained(0))
+    return _Trained(
+        logits, seconds, max(sum(t.numel() for t in k) for k in kept), head, [*map(nonzero_share, kept)], curves
+    )
 
 
 def _whole(
@@ -320,7 +330,9 @@ def _whole(
     return _Trained(logits, seconds, parameters_of(model) - own, own, [1.0], Curves())
 
 
-def _all_scored(setup: _Setup, module: SideBySide, tested: Mapping[str, Sequence[Encoded]], edits: int) -> dict[str, Tensor]:
+def _all_scored(
+    setup: _Setup, module: SideBySide, tested: Mapping[str, Sequence[Encoded]], edits: int
+) -> dict[str, Tensor]:
     return {
         name: scored(
             module,
@@ -341,27 +353,24 @@ def _measured(examples: TaskData, truth: Sequence[float], logits: Tensor, seeds:
         return _scores.over_seeds([_scores.regression(truth, values[:, e].tolist()) for e in range(seeds)])
     right = [int(label) for label in truth]
     if not ensemble:
-        answers = logits.argmax(2).numpy()
+        best = logits.argmax(2)
         return _scores.over_seeds(
-            [_scores.classification(right, answers[:, e].tolist(), examples.classes) for e in range(seeds)]
+            [_scores.classification(right, best[:, e].tolist(), examples.classes) for e in range(seeds)]
         )
     # Members in order of their class, and within a member the seeds: (N, M, S), P(its machine).
     machine = logits.double().softmax(2)[:, :, 1].view(len(right), -1, seeds).numpy()
     measured: dict[str, Any] = {"rules": {}, "members": {}}
-    names = [examples.classes[0], *(name for name in examples.classes[1:])]
     for rule in RULES:
         answers = [_scores.one_of_many(machine[:, :, s], rule).argmax(1).tolist() for s in range(seeds)]
         measured["rules"][rule] = _scores.over_seeds(
             [_scores.classification(right, answer, examples.classes) for answer in answers]
         )
-    for m, name in enumerate(names[1:]):
+    for m, name in enumerate(examples.classes[1:]):
         own = [i for i, label in enumerate(right) if label in (0, m + 1)]
-        binary = [int(right[i] != 0) for i in own]
+        binary, pair = [int(right[i] != 0) for i in own], (examples.classes[0], name)
+        answers = [(machine[own, m, s] > 0.5).astype(int).tolist() for s in range(seeds)]
         measured["members"][name] = _scores.over_seeds(
-            [
-                _scores.classification(binary, (machine[own, m, s] > 0.5).astype(int).tolist(), [names[0], name])
-                for s in range(seeds)
-            ]
+            [_scores.classification(binary, answer, pair) for answer in answers]
         )
     return measured
 

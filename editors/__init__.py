@@ -34,8 +34,12 @@ def find(name: str) -> type[Editor[Any]]:
     return editor
 
 
-def __getattr__(name: str) -> type[Editor[Any]]:
-    """``from loredit.editors import RoseLoRA``: every editor class by its own name, imported on first use."""
+def __getattr__(name: str) -> Any:
+    """``from loredit.editors import RoseLoRA``: every editor class by its own name, and the store, imported on first use."""
+    if name == "EditStore":
+        from ._store import EditStore
+
+        return EditStore
     for method in available():
         if method == name.lower():
             return find(method)

@@ -43,6 +43,11 @@ class Packed:
         each = np.unpackbits(self.mask.numpy(), axis=1).sum(1, dtype=np.int64)
         return [0, *each.cumsum().tolist()]
 
+    @property
+    def size(self) -> int:
+        """Count of all numbers, zero or not."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
     def faults(self) -> list[str]:
         """What keeps this from being a tensor; for what was read from a file."""
         numbers = int(np.prod(self.shape[1:], dtype=np.int64))

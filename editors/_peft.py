@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.facts import Fact
+from ..hparams import validated
 from ._branches import SitePatch
 from ._files import replacing
-from ._sites import Role, Site, roles, sites, transposed
+from ._sites import Site, roles, sites, transposed
 from .adalora import Triplets
 from .base import Edits, Outcome
 from .lora import LoRA, LoRAHparams, LowRank
@@ -134,16 +135,17 @@ def imported(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
         raise PeftError(f"the adapter in {folder} cannot be imported as LoRA edits:\n  {shown}")
     rank = max(f.rank for f in factors.values())
     alpha = max(f.alpha for f in factors.values())
-    hparams = LoRAHparams(
-        model=str(config.get("base_model_name_or_path") or model.config.name_or_path or "unknown"),
-        sites=sorted({cast(Role, known[name].role) for name in factors}),
-        layers=sorted({known[name].layer for name in factors}),
-        rank=rank,
-        alpha=alpha,
-        dropout=config.get("lora_dropout") or 0.0,
-        steps=1,  # how it was trained is not known
-        lr=1e-4,
-    )
+    values = {
+        "model": str(config.get("base_model_name_or_path") or model.config.name_or_path or "unknown"),
+        "sites": sorted({known[name].role for name in factors}),
+        "layers": sorted({known[name].layer for name in factors}),
+        "rank": rank,
+        "alpha": alpha,
+        "dropout": config.get("lora_dropout") or 0.0,
+        "steps": 1,  # how it was trained is not known
+        "lr": 1e-4,
+    }
+    hparams = validated(LoRAHparams, values, str(folder / _CONFIG))
     editor = LoRA(model, tokenizer, hparams)
     patch = cast(SitePatch[LowRank], editor.untrained([0]))
     with torch.no_grad():

@@ -27,6 +27,7 @@ from .base import Editor, Edits, Outcome, Patch
 
 MANIFEST = "edits.json"
 _WEIGHTS = "edits-{}.safetensors"
+STORE = "store."  # begins the names of what a store keeps beside the edits
 _MASK, _VALUES = ".mask", ".values"  # a packed tensor's two parts
 
 Size = Annotated[int, Field(ge=0)]
@@ -77,15 +78,16 @@ class Manifest(BaseModel):
         """The name of the model that the edits were trained on."""
         return str(self.hparams.get("model"))
 
-    def case_ids(self) -> list[str]:
-        return [fact.case_id for facts in self.facts for fact in facts]
-
     def edit_of(self, case_id: str) -> int:
-        """The edit that carries a fact."""
-        found = [e for e, facts in enumerate(self.facts) if case_id in {fact.case_id for fact in facts}]
-        if not found:
-            raise EditsError(f"there is no case {case_id!r}; there are: {_some(self.case_ids())}")
-        return found[0]
+        return edit_of(self.facts, case_id)
+
+
+def edit_of(facts: Sequence[Sequence[Fact]], case_id: str) -> int:
+    """The edit that carries a fact."""
+    for edit, carried in enumerate(facts):
+        if any(fact.case_id == case_id for fact in carried):
+            return edit
+    raise EditsError(f"there is no case {case_id!r}; there are: {_some([f.case_id for own in facts for f in own])}")
 
 
 def save(edits: Edits, folder: Path) -> None:
@@ -107,7 +109,7 @@ def manifest_of(edits: Edits) -> Manifest:
 
 def load(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Edits:
     manifest = read_manifest(folder)
-    tensors = {name: t for name, t in read_tensors(folder, manifest).items() if not name.startswith("store.")}
+    tensors = {name: t for name, t in read_tensors(folder, manifest).items() if not name.startswith(STORE)}
     editor = editor_of(folder, manifest, model, tokenizer)
     frame = editor.untrained([0])
     return Edits(editor, filled(folder, frame, tensors, len(manifest.facts)), manifest.facts, manifest.outcomes)
@@ -164,7 +166,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise EditsError(f"{folder} holds no edits: there is no {MANIFEST}") from None
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()]
-        raise _damaged(folder / MANIFEST, faults) from None
+        raise damaged(folder / MANIFEST, faults) from None
 
 
 def read_tensors(folder: Path, manifest: Manifest) -> dict[str, Stored]:
@@ -173,13 +175,13 @@ def read_tensors(folder: Path, manifest: Manifest) -> dict[str, Stored]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise _damaged(folder, [f"{path.name} is missing"]) from None
+        raise damaged(folder, [f"{path.name} is missing"]) from None
     if hashlib.sha256(content).hexdigest() != path.stem.removeprefix("edits-"):
-        raise _damaged(path, ["its content is not what its name says (it was changed, or not copied to its end)"])
+        raise damaged(path, ["its content is not what its name says (it was changed, or not copied to its end)"])
     try:
         state = parsed(content)
     except SafetensorError as error:
-        raise _damaged(path, [f"it is no safetensors file: {error}"]) from None
+        raise damaged(path, [f"it is no safetensors file: {error}"]) from None
     tensors: dict[str, Stored] = {}
     faults = []
     for name, shape in manifest.packed.items():
@@ -190,7 +192,7 @@ def read_tensors(folder: Path, manifest: Manifest) -> dict[str, Stored]:
         tensors[name] = Packed(shape, mask, values)
         faults += [f"{name}: {fault}" for fault in Packed(shape, mask, values).faults()]
     if faults:
-        raise _damaged(path, faults)
+        raise damaged(path, faults)
     return tensors | state
 
 
@@ -213,7 +215,7 @@ def editor_of(
         hparams = validated(cls.Hparams, manifest.hparams, "hparams")
         return cls(model, tokenizer, hparams, seed=manifest.seed)
     except ValueError as error:
-        raise _damaged(folder / MANIFEST, [str(error)]) from None
+        raise damaged(folder / MANIFEST, [str(error)]) from None
 
 
 def filled(where: Path, frame: Patch, stored: Mapping[str, Stored], edits: int) -> Patch:
@@ -229,18 +231,18 @@ def filled(where: Path, frame: Patch, stored: Mapping[str, Stored], edits: int) 
         if t.dtype != wanted.dtype or not fits:
             faults.append(f"{name}: {_kind(t)}, expected {_kind(wanted)}")
     if faults:
-        raise _damaged(where, faults)
+        raise damaged(where, faults)
     whole = {n: tensors[n].to(t.device) if n in tensors else t.new_zeros(edits, *t.shape[1:]) for n, t in own.items()}
     patch = frame.rebuilt(whole)
     try:
         trimmed = patch.trimmed()
     except (RuntimeError, MemoryError) as error:
-        raise _damaged(where, [f"sizes do not agree: {error}"]) from None
+        raise damaged(where, [f"sizes do not agree: {error}"]) from None
     for name, t in trimmed.tensors().items():
         if any(need > have for need, have in zip(t.shape, whole[name].shape, strict=True)):
             faults.append(f"{name}: {_kind(whole[name])}, but its edits need {_kind(t)}")
     if faults:
-        raise _damaged(where, faults)
+        raise damaged(where, faults)
     return trimmed
 
 
@@ -248,7 +250,7 @@ def _kind(t: Tensor) -> str:
     return f"{tuple(t.shape)} of {str(t.dtype).removeprefix('torch.')}"
 
 
-def _damaged(where: Path, faults: Sequence[str]) -> EditsError:
+def damaged(where: Path, faults: Sequence[str]) -> EditsError:
     shown = [*sorted(faults)[:10], *([f"and {len(faults) - 10} more"] if len(faults) > 10 else [])]
     return EditsError("\n  ".join([f"the edits in {where} are damaged and cannot be used:", *shown]))
 

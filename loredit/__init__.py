@@ -23,6 +23,7 @@ _NAMES = {
     "Probe": ("data", "Probe"),
     "load_facts": ("data", "load"),
     "load_model": ("editors", "load_model"),
+    "EditStore": ("editors", "EditStore"),
     "Edits": ("editors", "Edits"),
     "evaluate": ("evaluation", "evaluate"),
     "run": ("evaluation", "run"),

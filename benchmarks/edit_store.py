@@ -1,0 +1,174 @@
+"""Many edits in one store: where prompts are routed to, what the scores are through the router, and what it costs.
+
+    python benchmarks/edit_store.py --data ZsRE-test-1001.json --facts 1000 --calibrate 300
+
+The routing is calibrated on the first facts (``--calibrate``); the others' numbers stand beside those of all. Edits are
+trained first and kept in ``--store``; a store that is there already is used as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import loredit
+from loredit.data import Fact
+from loredit.editors import Edits, EditStore, RoseLoRA
+from loredit.editors._encoding import Batch
+from loredit.editors._forward import frozen, logits_at
+from loredit.editors._store import _matches
+
+Row = tuple[int, str, str, str]  # fact, kind of probe, prompt, answer
+
+
+def built(loaded: loredit.editors._models.LoadedModel, facts: Sequence[Fact], folder: Path) -> EditStore:
+    if (folder / "edits.json").exists():
+        return EditStore.load(folder, loaded.model, loaded.tokenizer)
+    editor = RoseLoRA(loaded.model, loaded.tokenizer, loredit.hparams.load(RoseLoRA, "smollm2"))
+    parts, begun = [], time.perf_counter()
+    with tqdm(total=len(facts), unit="edit") as bar:
+        for part in editor.edit_batches(facts):
+            parts.append(part)
+            bar.update(len(part))
+    print(f"trained {len(facts)} edits in {time.perf_counter() - begun:.0f} s")
+    edits = Edits.concatenated(parts)
+    order = {carried[0].case_id: e for e, carried in enumerate(edits.facts)}
+    store = EditStore(loaded.model, loaded.tokenizer)
+    store.add(edits.taken([order[fact.case_id] for fact in facts]))
+    store.save(folder)
+    return store
+
+
+def probes(facts: Sequence[Fact]) -> list[Row]:
+    rows: list[Row] = []
+    for i, fact in enumerate(facts):
+        rows.append((i, "success", fact.prompt, fact.target_new))
+        rows += [(i, "generalization", prompt, fact.target_new) for prompt in fact.rephrase_prompts[:1]]
+        rows += [(i, "locality", p.prompt, p.answers[0]) for group in fact.locality.values() for p in group]
+    return rows
+
+
+def scores(store: EditStore, rows: Sequence[Row], *, routed: bool) -> list[float]:
+    """The share of each probe's answer tokens that are right, or for locality as the unedited model has them."""
+    encoder = loredit.editors._encoding.Encoder(store.tokenizer, store.model.config.max_position_embeddings)
+    encoded = [encoder.answered(prompt, answer) for _, _, prompt, answer in rows]
+    order = sorted(range(len(rows)), key=lambda i: len(encoded[i].ids))
+    out = [0.0] * len(rows)
+    with frozen(store.model), torch.no_grad():
+        for begin in tqdm(range(0, len(order), 64), unit="batch"):
+            chunk = order[begin : begin + 64]
+            batch = Batch.of([encoded[i] for i in chunk], store.model.device)
+            with store.on([rows[i][2] for i in chunk]) if routed else nullcontext():
+                seen = logits_at(store.model, batch.ids, batch.at).argmax(-1)
+            wanted = batch.labels
+            if routed and any(rows[i][1] == "locality" for i in chunk):
+                base = logits_at(store.model, batch.ids, batch.at).argmax(-1)
+                local = torch.tensor([rows[i][1] == "locality" for i in chunk])[batch.at[0]]
+                wanted = torch.where(local, base, wanted)
+            right = batch.table((seen == wanted).float()).sum(1) / batch.table.counts
+            for i, share in zip(chunk, right.tolist(), strict=True):
+                out[i] = share
+    return out
+
+
+def mean(rows: Sequence[Row], values: Sequence[float], kind: str, facts: range) -> float:
+    """Over the probes of a fact, then over facts, in per cent."""
+    of: dict[int, list[float]] = {}
+    for (i, k, _, _), value in zip(rows, values, strict=True):
+        if k == kind and i in facts:
+            of.setdefault(i, []).append(value)
+    return 100 * sum(sum(v) / len(v) for v in of.values()) / len(of)
+
+
+def routing(store: EditStore, facts: Sequence[Fact], rows: Sequence[Row]) -> None:
+    went = store.route([prompt for _, _, prompt, _ in rows])
+    print(f"routing {store.routing}")
+    print("| probes | to their own fact | to another with the same answer | to another | to none |")
+    print("|---|---|---|---|---|")
+    for kind in ("success", "generalization", "locality"):
+        each = [(i, e) for (i, k, _, _), e in zip(rows, went, strict=True) if k == kind]
+        own = sum(i == e for i, e in each)
+        same = sum(i != e >= 0 and facts[i].target_new == facts[e].target_new for i, e in each)
+        none = sum(e < 0 for _, e in each)
+        counts = (own, same, len(each) - own - same - none, none)
+        print(f"| {kind} | " + " | ".join(f"{100 * n / len(each):.1f} %" for n in counts) + " |")
+
+
+def median(seconds: Iterable[float]) -> float:
+    return sorted(seconds)[len(sorted(seconds)) // 2]
+
+
+def timed(store: EditStore, prompts: Sequence[str], rounds: int = 7) -> None:
+    """The median time of a forward pass of prompts: unedited, with one edit, and through the router."""
+    edits = store.edits()[0]
+    print("| rows | unedited | one edit | store, routing included | more than one edit | routing alone |")
+    print("|---|---|---|---|---|---|")
+    for n in (1, 8, 32):
+        some = [p for p in prompts[:n]]
+        ids, mask = loredit.editors._encoding.padded(
+            [store.tokenizer(p)["input_ids"] for p in some], store.model.device
+        )
+        took: dict[str, list[float]] = {"none": [], "one": [], "store": [], "route": []}
+        with frozen(store.model), torch.no_grad():
+            for _ in range(rounds):
+                for name in took:
+                    begun = time.perf_counter()
+                    if name == "route":
+                        store.route(some)
+                    else:
+                        context = {"none": nullcontext(), "one": edits.on([0] * n), "store": store.on(some)}[name]
+                        with context:
+                            store.model(input_ids=ids, attention_mask=mask, use_cache=False)
+                    took[name].append(time.perf_counter() - begun)
+        none, one, through, route = (1000 * median(took[name]) for name in took)
+        more = 100 * (through / one - 1)
+        print(f"| {n} | {none:.0f} ms | {one:.0f} ms | {through:.0f} ms | {more:+.0f} % | {route:.0f} ms |")
+
+
+def search(n: int, width: int) -> None:
+    keys = torch.nn.functional.normalize(torch.randn(n, 2, width), dim=-1)
+    for prompts in (1, 32):
+        took = []
+        for _ in range(7):
+            begun = time.perf_counter()
+            _matches(keys[:prompts], keys, 0.5)
+            took.append(time.perf_counter() - begun)
+        print(f"search among {n} facts: {1000 * median(took):.1f} ms for {prompts} prompts, {keys.nbytes / 1e6:.0f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--facts", type=int, default=1000)
+    parser.add_argument("--calibrate", type=int, default=300, help="facts that the routing is calibrated on")
+    parser.add_argument("--store", type=Path, default=Path("results/edit-store"))
+    parser.add_argument("--only", choices=["routing", "scores", "time"], help="one part of the report alone")
+    args = parser.parse_args()
+    facts = loredit.load_facts(args.data).facts[: args.facts]
+    loaded = loredit.load_model("smollm2-135m")
+    store = built(loaded, facts, args.store)
+    file = sum(path.stat().st_size for path in args.store.iterdir())
+    print(f"{len(store)} edits: {store.nbytes / 1e6:.0f} MB in memory, {file / 1e6:.0f} MB in files")
+    store.calibrate(facts[: args.calibrate])
+    rows = probes(facts)
+    if args.only in (None, "routing"):
+        routing(store, facts, rows)
+    if args.only in (None, "scores"):
+        through = scores(store, rows, routed=True)
+        print(f"| | success | generalization | locality |\n|---|---|---|---|")
+        for name, some in (("all", range(len(facts))), ("not calibrated on", range(args.calibrate, len(facts)))):
+            numbers = (mean(rows, through, kind, some) for kind in ("success", "generalization", "locality"))
+            print(f"| {name} ({len(some)}) | " + " | ".join(f"{x:.1f}" for x in numbers) + " |")
+    if args.only in (None, "time"):
+        timed(store, [fact.prompt for fact in facts])
+        search(100_000, loaded.model.config.hidden_size)
+
+
+if __name__ == "__main__":
+    main()

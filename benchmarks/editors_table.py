@@ -127,7 +127,11 @@ def render(results: Results) -> None:
         ("unedited", *(pages.mean(metrics[name].base) for name in SHOWN), *[pages.NOTHING] * 4),
         *(_cells(each) for each in rows),
     ]
-    failed = [f"{each.label}: {len(each.summary.failed)} facts failed" for each in rows if each.summary.failed]
+    failed = [
+        f"{each.label}: {len(each.summary.failed)} edits failed and count in no mean"
+        for each in rows
+        if each.summary.failed
+    ]
     text = [
         f"The first {data['facts']} cases of {data['source']}, the model in {results.settings['dtype']}.",
         pages.table(headings, lines),

@@ -338,7 +338,7 @@ def study(settings: Mapping[str, Any], runs: Mapping[str, Runs]) -> Study:
         arms={
             arm: ArmResult(
                 summary=summary(found),
-                norm=fmean(run.norm for run in found.values()),
+                norm=fmean([run.norm for run in found.values() if failure(run.scores) is None] or [0.0]),
                 cases=Counter(seed for _, seed in found),
             )
             for arm, found in runs.items()
@@ -377,8 +377,10 @@ def render(result: Study) -> None:
         if (found := result.differences.get(f"{a} - {b}")) is not None
     ]
     headings = ("", *labels, "norm", "not zero", "steps", "cases (seeds 0 + 1 + ...)")
+    failed = {ARMS[arm].label: len(found.summary.failed) for arm, found in result.arms.items()}
     text = [
         pages.table(headings, [("unedited", *unedited, *[pages.NOTHING] * 4), *arms]),
+        *(f"{label}: {n} edits failed and count in no mean" for label, n in failed.items() if n),
         f"![locality against edit success, and portability, by arm](figures/{FIGURE.name})",
         pages.table(("first − second", *labels, "cases"), compared),
     ]

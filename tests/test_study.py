@@ -155,13 +155,13 @@ def test_a_study_goes_on_where_it_was_and_says_what_its_numbers_rest_on(run, tmp
     assert run("--output", "whole") == 0
     assert files(tmp_path / "whole") == whole
 
-    assert run("--output", "parts", "--shard", "1/2") == 0
-    mine = {f"{arm}/seed-0-cases-0001-0002.jsonl" for arm in study.ARMS}
-    assert files(tmp_path / "parts") == {name: text for name, text in whole.items() if name in mine}
-
     study.PAGE.write_text("<!-- numbers --><!-- end of numbers -->")
     assert run("--render") == 0
     assert study.PAGE.read_text() in page
+
+    assert run("--output", "parts", "--shard", "1/2") == 0
+    mine = {f"{arm}/seed-0-cases-0001-0002.jsonl" for arm in study.ARMS}
+    assert files(tmp_path / "parts") == {name: text for name, text in whole.items() if name in mine}
 
     with pytest.raises(SystemExit, match=r"other settings \(fluency\)"):
         run("--output", "whole", "--fluency")

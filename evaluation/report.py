@@ -168,7 +168,7 @@ def plot_retention(checkpoints: Sequence[Checkpoint], path: str | os.PathLike[st
     from matplotlib.figure import Figure  # slow to import
 
     measured = [point for point in checkpoints if point.perplexity]
-    figure = Figure(figsize=(14 if measured else 9.6, 4.2), layout="constrained", dpi=150)
+    figure = Figure(figsize=(14 if measured else 9.6, 4.8), layout="constrained", dpi=150)
     panels = figure.subplots(1, 3 if measured else 2)
     _overall(panels[0], checkpoints)
     _by_age(panels[1], checkpoints)
@@ -370,7 +370,7 @@ def _counted(axes: Axes, places: Sequence[int]) -> None:
 
 def _percent(axes: Axes) -> None:
     axes.set_ylim(-3, 103)
-    axes.legend(frameon=False, loc="lower left")
+    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
 
 
 def _ends(estimate: Estimate) -> tuple[float, float]:

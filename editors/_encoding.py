@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+_T = TypeVar("_T")
 
 
 class EncodingError(ValueError):
@@ -77,6 +80,20 @@ def padded(
         ids[row, span] = torch.tensor(sequence)
         mask[row, span] = 1
     return ids.to(device), mask.to(device)
+
+
+def chunks(items: Sequence[_T], sizes: Sequence[int], most: int) -> Iterator[list[_T]]:
+    """Neighbouring items whose padded total (count times the largest size) is at most ``most``."""
+    chunk: list[_T] = []
+    widest = 0
+    for item, size in zip(items, sizes, strict=True):
+        if chunk and max(widest, size) * (len(chunk) + 1) > most:
+            yield chunk
+            chunk, widest = [], 0
+        chunk.append(item)
+        widest = max(widest, size)
+    if chunk:
+        yield chunk
 
 
 class Table:

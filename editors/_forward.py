@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from ._sites import blocks
 
@@ -35,6 +37,44 @@ def trainable_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
     if model.device.type == "cpu" and model.dtype == torch.bfloat16:
         return sdpa_kernel(SDPBackend.MATH)
     return nullcontext()
+
+
+def _one_query(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of one token a row, (R, H, 1, D), as two products over all rows and heads at once."""
+    rows, heads, tokens, width = query.shape
+    if tokens > 1 or kwargs.get("position_bias") is not None or kwargs.get("softcap") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    scale = kwargs.get("scaling") or width**-0.5
+    grouped = query.reshape(rows * key.shape[1], -1, width) * scale  # query heads that share a key head
+    scores = torch.bmm(grouped, key.flatten(0, 1).mT).view(rows, key.shape[1], -1, key.shape[2])
+    if attention_mask is not None:
+        mask = attention_mask.view(rows, -1, 1, key.shape[2])
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
+    share = scores.softmax(-1, dtype=torch.promote_types(torch.float32, scores.dtype)).to(value.dtype)
+    out = torch.bmm(share.flatten(0, 1), value.flatten(0, 1))
+    return out.view(rows, 1, heads, width), None
+
+
+_ONE_QUERY = "loredit_one_query"
+
+
+@contextmanager
+def decoding_attention(model: PreTrainedModel) -> Iterator[None]:
+    """The attention to generate with. On a CPU, the fused one takes several times as long for a single token a row as
+    plain products (docs/performance.md); elsewhere it is the model's own."""
+    own = model.config._attn_implementation
+    if model.device.type != "cpu" or own != "sdpa":
+        yield
+        return
+    AttentionInterface.register(_ONE_QUERY, _one_query)
+    AttentionMaskInterface.register(_ONE_QUERY, sdpa_mask)
+    model.config._attn_implementation = _ONE_QUERY
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = own
 
 
 @contextmanager

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ._encoding import padded
-from ._forward import frozen, head_sees
+from ._forward import decoding_attention, frozen, head_sees
 from ._random import seed_of
 
 Attach = Callable[[Sequence[int]], AbstractContextManager[None]]
@@ -31,8 +30,8 @@ class TopK:
 
     def __call__(self, logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
         """(R, V) -> (R,)"""
-        top = logits.float().topk(self.k, dim=-1)
-        below = top.values.softmax(-1).cumsum(-1) < self._draws[list(rows), step].to(logits.device)[:, None]
+        top = logits.topk(self.k, dim=-1)
+        below = top.values.float().softmax(-1).cumsum(-1) < self._draws[list(rows), step].to(logits.device)[:, None]
         choice = below.sum(-1, keepdim=True).clamp(max=self.k - 1)
         return top.indices.gather(-1, choice).squeeze(-1)
 
@@ -62,7 +61,8 @@ def continuations(
     ids, mask = padded(prompts, model.device, left=True)
     places = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
-    with frozen(model), head_sees(model, lambda hidden: hidden[:, -1:]), ExitStack() as attached:
+    last = head_sees(model, lambda hidden: hidden[:, -1:])
+    with frozen(model), decoding_attention(model), last, ExitStack() as attached:
         attached.enter_context(attach(running))
         for step in range(tokens):
             logits = model(
@@ -74,9 +74,9 @@ def continuations(
                     out[row].append(token)
                 if (stop and stop(row, token)) or len(prompts[row]) + len(out[row]) >= context:
                     finished.add(row)
-            if progress:
-                progress((step + 1) / tokens)
             live = [i for i, row in enumerate(running) if row not in finished]
+            if progress:
+                progress((step + 1) / tokens if live else 1.0)
             if not live:
                 break
             if len(live) <= len(running) // 2:  # dropping rows copies the cache, so not for every single one
@@ -90,7 +90,6 @@ def continuations(
     return out
 
 
-@lru_cache(maxsize=8)
 def sampled_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n: int) -> tuple[str, ...]:
     """n short texts of the model's own, to train prompts behind (ROME, https://arxiv.org/abs/2202.05262, appendix E.5:
     prefixes of about 10 tokens). Always the same for one model, so that edits can be repeated."""

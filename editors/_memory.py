@@ -25,7 +25,12 @@ _COPIES = 7
 def edits_that_fit(editor: Editor[Any], lesson: Lesson) -> int:
     """Edits like this one that fit beside each other on the model's device."""
     device = editor.model.device
-    return max(1, min(_MOST[device.type], int(_free(device) * _SHARE) // bytes_per_edit(editor, lesson)))
+    try:
+        return max(1, min(_MOST[device.type], int(_free(device) * _SHARE) // bytes_per_edit(editor, lesson)))
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            return 1
+        raise
 
 
 def bytes_per_edit(editor: Editor[Any], lesson: Lesson) -> int:

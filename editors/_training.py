@@ -10,7 +10,7 @@ for target tokens only; an edit that is finished leaves the batch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +21,14 @@ from torch.nn import functional as F
 
 from ..data.facts import Fact
 from ._adam import Adam
-from ._encoding import Batch, Encoded, EncodingError, Table
+from ._encoding import Batch, Encoded, EncodingError, Table, chunks
 from ._forward import frozen, input_of, logits_at, replayed, trainable_attention
-from ._generation import sampled_texts
 from ._memory import edits_that_fit, is_out_of_memory
 from ._rows import Rows
 from .base import Editor, Edits, Outcome, Patch, Progress
+
+# Padded tokens of one training step: enough to keep the device busy, and so few that texts of like length are together.
+_TOKENS = {"cpu": 512, "cuda": 1 << 15, "mps": 4096}
 
 _log = logging.getLogger(__name__)
 
@@ -42,11 +44,16 @@ class Lesson:
     def longest(self) -> int:
         return max(len(row.ids) for row in (*self.answers, *self.anchors))
 
+    @property
+    def tokens(self) -> int:
+        """Padded."""
+        return self.longest * (len(self.answers) + len(self.anchors))
+
 
 def lesson(editor: Editor[Any], facts: Sequence[Fact]) -> Lesson:
     """The lesson of an edit that carries these facts."""
     h, encode = editor.hparams, editor.encoder
-    contexts = ["", *(f"{text} " for text in sampled_texts(editor.model, editor.tokenizer, h.contexts))]
+    contexts = ["", *(f"{text} " for text in editor.contexts)]
     answers = [
         encode.answered(context + fact.prompt, fact.target_new, end_of_text=h.end_of_text)
         for fact in facts
@@ -76,27 +83,50 @@ def in_batches(
     def seeds(places: Iterable[int]) -> list[int]:
         return [editor.seed_for([facts[i]]) for i in places]
 
+    def failed(errors: Mapping[int, str]) -> tuple[list[int], Edits]:
+        outcomes = [Outcome(0, float("nan"), message) for message in errors.values()]
+        return edits([*errors], editor.untrained(seeds(errors)), outcomes)
+
     if errors:
-        yield edits(
-            [*errors],
-            editor.untrained(seeds(errors)),
-            [Outcome(0, float("nan"), message) for message in errors.values()],
-        )
+        yield failed(errors)
     # The longest first: if memory does not suffice, that shows at once.
     left = sorted(lessons, key=lambda i: lessons[i].longest, reverse=True)
-    size = edits_at_once or (edits_that_fit(editor, lessons[left[0]]) if left else 1)
+    size = edits_at_once
     while left:
+        size = size or edits_that_fit(editor, lessons[left[0]])
         batch = left[:size]
-        try:
-            patch, outcomes = train(editor, editor.fresh(seeds(batch)), [lessons[i] for i in batch], progress)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or len(batch) == 1:
-                raise
+        trained = _trained(editor, seeds(batch), [lessons[i] for i in batch], progress)
+        if trained:
+            yield edits(batch, *trained)
+        elif len(batch) > 1:
             size = len(batch) // 2
             _log.warning("out of memory with %d edits at once; going on with %d", len(batch), size)
             continue
+        else:
+            yield failed({batch[0]: "out of memory with this edit alone; take fewer sites or a smaller rank"})
+            size = edits_at_once  # the others may be smaller
         del left[: len(batch)]
-        yield edits(batch, patch, outcomes)
+
+
+def _trained(
+    editor: Editor[Any], seeds: Sequence[int], lessons: Sequence[Lesson], progress: Progress | None
+) -> tuple[Patch, list[Outcome]] | None:
+    """All edits trained, those of like length at a time; None if memory does not suffice."""
+    parts = []
+    try:
+        for group in chunks(range(len(lessons)), [part.tokens for part in lessons], _TOKENS[editor.model.device.type]):
+            told = _of_all(progress, group[0], len(group), len(lessons))
+            parts.append(train(editor, editor.fresh([seeds[i] for i in group]), [lessons[i] for i in group], told))
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            return None
+        raise
+    return Patch.concatenated([patch for patch, _ in parts]), [outcome for _, part in parts for outcome in part]
+
+
+def _of_all(progress: Progress | None, first: int, n: int, edits: int) -> Progress | None:
+    """Told of n edits from the ``first`` on, tells of all."""
+    return progress and (lambda phase, share, _: progress(phase, (first + share * n) / edits, edits))
 
 
 def train(

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.facts import Fact
 from ._encoding import Encoder
 from ._forward import hooked, rows_counted
+from ._generation import sampled_texts
 from ._random import seed_of
 from ._rows import Rows
 from ._shapes import fitted
@@ -318,6 +319,11 @@ class Editor(ABC, Generic[H]):
     def untrained(self, seeds: Sequence[int]) -> Patch:
         """:meth:`fresh` in the form of finished edits, for edits that failed and those that are read from a file."""
         return self.fresh(seeds).finished(range(len(seeds)))
+
+    @cached_property
+    def contexts(self) -> tuple[str, ...]:
+        """Texts of the model's own; each prompt is trained behind every one of them too."""
+        return sampled_texts(self.model, self.tokenizer, self.hparams.contexts)
 
     @cached_property
     def model_identity(self) -> str:

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.facts import Fact
 from ..editors import Edits
-from ..editors._encoding import Batch, Encoded, EncodingError
+from ..editors._encoding import Batch, Encoded, EncodingError, chunks
 from ..editors._forward import frozen, kept, logits_at, replayed
 from ..editors._generation import Attach, TopK, continuations, greedy
 from ..editors._random import seed_of
@@ -34,7 +34,7 @@ Mode = Literal["token_em", "generation", "probabilities"]
 TOKEN_EM: Mode = "token_em"
 
 # Tokens of one forward pass and rows of one generation: enough to keep the device busy.
-_TOKENS = {"cpu": 4096, "cuda": 1 << 16, "mps": 8192}
+_TOKENS = {"cpu": 1024, "cuda": 1 << 16, "mps": 8192}
 _ROWS = {"cpu": 128, "cuda": 2048, "mps": 128}
 _FLUENCY_TOKENS = 100
 _ANSWER_TOKENS = 32
@@ -166,7 +166,7 @@ def _probes(fact: Fact, probabilities: bool) -> Iterator[_Probe]:
 def _teacher_force(edits: Edits, jobs: Sequence[Job], progress: Callable[[float], None]) -> None:
     rows = sorted(((job, key) for job in jobs for key in job.rows), key=lambda row: len(row[0].rows[row[1]].ids))
     done = 0
-    for chunk in _chunks(rows, [len(job.rows[key].ids) for job, key in rows], _TOKENS[edits.editor.model.device.type]):
+    for chunk in chunks(rows, [len(job.rows[key].ids) for job, key in rows], _TOKENS[edits.editor.model.device.type]):
         passes = _both_passes(edits, [job.edit for job, _ in chunk], [job.rows[key] for job, key in chunk])
         for (job, key), both in zip(chunk, passes, strict=True):
             job.passes[key] = both
@@ -251,7 +251,7 @@ def _continued(
     prompts = {request.prompt: editor.encoder.prompt(request.prompt).ids for request in requests}
     # A text that may fill the context is written alone: its width would push the others' beyond it.
     sizes = [most if len(prompts[request.prompt]) + tokens > context else 1 for request in requests]
-    for chunk in _chunks(requests, sizes, most):
+    for chunk in chunks(requests, sizes, most):
         ids = continuations(
             editor.model,
             [prompts[request.prompt] for request in chunk] * 2,
@@ -291,17 +291,3 @@ def _natural_stops(tokenizer: PreTrainedTokenizerBase) -> tuple[frozenset[int], 
     texts = list(enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])))
     ends = {i for i, text in texts if "\n" in text} | {tokenizer.eos_token_id}
     return frozenset(ends), frozenset(i for i, text in texts if "." in text)
-
-
-def _chunks(items: Sequence[_T], sizes: Sequence[int], most: int) -> Iterator[list[_T]]:
-    """Neighbouring items whose padded total (count times the largest size) is at most ``most``."""
-    chunk: list[_T] = []
-    widest = 0
-    for item, size in zip(items, sizes, strict=True):
-        if chunk and max(widest, size) * (len(chunk) + 1) > most:
-            yield chunk
-            chunk, widest = [], 0
-        chunk.append(item)
-        widest = max(widest, size)
-    if chunk:
-        yield chunk

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,13 +17,13 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from loredit.data import Fact
-from loredit.editors import _memory, _rows
+from loredit.editors import _memory, _rows, _training
 from loredit.editors._adam import Adam
 from loredit.editors._encoding import Batch, Encoded, Encoder, EncodingError, Table, padded
-from loredit.editors._forward import input_of, kept, logits_at, replayed
+from loredit.editors._forward import decoding_attention, input_of, kept, logits_at, replayed
 from loredit.editors._generation import TopK, continuations, sampled_texts
 from loredit.editors._random import PerEdit, dropout, mixed, seed_of
 from loredit.editors._rows import Rows
@@ -453,6 +454,27 @@ def test_generation_with_left_padding_is_greedy_decoding_alone(family, tokenizer
     assert texts == [slow.greedy(model, prompt, 12)[0] for prompt in prompts]
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "opt"])
+def test_decoding_attention_is_the_models_own(family):
+    model = tiny.model(family)
+    mask = torch.ones(3, 9, dtype=torch.long)
+    mask[0, :4] = 0  # padded on the left
+    ids = torch.arange(27).view(3, 9)
+
+    def last(attention: Any) -> Tensor:
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad(), attention:
+            for span in (slice(0, 7), slice(7, 8), slice(8, 9)):
+                places = (mask.cumsum(1) - 1).clamp(min=0)[:, span]
+                seen = mask[:, : span.stop]
+                out = model(ids[:, span], attention_mask=seen, position_ids=places, past_key_values=cache)
+        return out.logits
+
+    own = model.config._attn_implementation
+    torch.testing.assert_close(last(decoding_attention(model)), last(nullcontext()), **close(family))
+    assert own == model.config._attn_implementation == "sdpa"
+
+
 LAST = (0, 3, 19, 1, 7, 3)  # the token of each row's text after which it is finished
 PROMPTS = (*TEXTS, "No", "Yes, of course", "Or")
 
@@ -519,7 +541,6 @@ def test_a_sampled_text_is_of_its_own_seed_whatever_it_is_sampled_with(model, to
 
 def test_context_texts_are_the_models_own_and_always_the_same(model, tokenizer):
     texts = sampled_texts(model, tokenizer, 6)
-    sampled_texts.cache_clear()
     assert sampled_texts(model, tokenizer, 6) == texts
     assert len({*texts}) == 6
     assert sampled_texts(model, tokenizer, 0) == ()
@@ -572,6 +593,39 @@ def test_memory_is_measured_on_one_edit(model, tokenizer, facts, monkeypatch):
         assert _memory.edits_that_fit(editor, long) == edits
 
 
+@pytest.mark.parametrize("method", ["lora", "finetune"])
+def test_the_peak_of_training_is_what_an_edit_was_measured_to_need(method, tokenizer, facts):
+    """The allocator's own records: what eight more edits add to the peak."""
+    model = tiny.model("llama")
+    editor = methods.editor(method, model, tokenizer, steps=2)
+    one = lesson(editor, [facts[3]])
+    peaks = [_peak(lambda n=n: _training.train(editor, editor.fresh(range(n)), [one] * n)) for n in (4, 12)]
+    measured = (peaks[1] - peaks[0]) / 8
+    # The allocator also sees what lives for one operation only; the estimate may be up to twice as cautious.
+    assert 0.5 * measured <= _memory.bytes_per_edit(editor, one) <= 2 * measured
+
+
+def test_memory_is_flat_however_many_facts_stream_through(tokenizer, facts):
+    editor = methods.editor("lora", tiny.model("llama"), tokenizer, steps=1)
+
+    def stream(n: int) -> None:
+        alike = [facts[1].model_copy(update={"case_id": str(i)}) for i in range(n)]
+        for edits in editor.edit_batches(alike, edits_at_once=4):
+            evaluate(edits, fluency=False)
+
+    few, many = (_peak(lambda n=n: stream(n)) for n in (8, 32))
+    assert many <= 1.05 * few
+
+
+def _peak(run: Callable[[], Any]) -> int:
+    """Bytes, the most that was held at once beyond what was held before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(itertools.accumulate(nbytes for _, nbytes in changes))
+
+
 @pytest.mark.parametrize(
     ("error", "known"),
     [
@@ -592,6 +646,61 @@ def test_other_errors_are_not_taken_for_out_of_memory(model, tokenizer, facts, m
     monkeypatch.setattr(methods.editors.base.Editor, "fresh", wrong)
     with pytest.raises(RuntimeError, match="shapes"):
         methods.editor("lora", model, tokenizer).edit_each(facts, edits_at_once=2)
+
+
+def test_edits_that_are_trained_in_groups_of_like_length_are_the_same(model, tokenizer, facts, monkeypatch):
+    editor, told = methods.editor("lora", model, tokenizer), []
+    together = editor.edit_each(facts)
+    monkeypatch.setitem(_training._TOKENS, "cpu", 60)
+    sizes, train = [], _training.train
+
+    def noted(editor: Any, patch: Any, lessons: Sequence[Any], progress: Any) -> Any:
+        sizes.append(len(lessons))
+        return train(editor, patch, lessons, progress)
+
+    monkeypatch.setattr(_training, "train", noted)
+    grouped = editor.edit_each(facts, progress=lambda *args: told.append(args))
+    assert len(sizes) > 2
+    assert sum(sizes) == len(facts)
+    for a, b in zip(together.patch.parameters(), grouped.patch.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    shares = [share for _, share, edits in told if edits == len(facts)]
+    assert shares == sorted(shares)
+    assert len(shares) == len(told)
+    assert shares[-1] == 1.0
+
+
+def test_an_edit_too_large_for_memory_alone_is_that_facts_error(model, tokenizer, facts, monkeypatch):
+    editor, train = methods.editor("lora", model, tokenizer), _training.train
+    expected = editor.edit_each(facts)
+    longest = max(lesson(editor, [fact]).longest for fact in facts)
+
+    def small(editor: Any, patch: Any, lessons: Sequence[Any], progress: Any = None) -> Any:
+        if any(part.longest == longest for part in lessons):
+            raise MemoryError
+        return train(editor, patch, lessons, progress)
+
+    monkeypatch.setattr(_training, "train", small)
+    edits = editor.edit_each(facts, edits_at_once=4)
+    assert [outcome.error is not None for outcome in edits.outcomes] == [
+        lesson(editor, [fact]).longest == longest for fact in facts
+    ]
+    for e, outcome in enumerate(edits.outcomes):
+        if outcome.error:
+            assert "out of memory with this edit alone" in outcome.error
+            continue
+        for a, b in zip(expected.patch.parameters(), edits.patch.parameters(), strict=True):
+            torch.testing.assert_close(a[e], b[e], rtol=1e-9, atol=1e-12)
+
+
+def test_memory_that_does_not_suffice_for_measuring_is_one_edit_at_once(model, tokenizer, facts, monkeypatch):
+    editor = methods.editor("lora", model, tokenizer)
+
+    def full(*_: Any) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(_memory, "bytes_per_edit", full)
+    assert _memory.edits_that_fit(editor, lesson(editor, facts[:1])) == 1
 
 
 def test_batches_come_as_they_are_finished_the_longest_first(model, tokenizer, facts):

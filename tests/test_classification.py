@@ -39,6 +39,7 @@ from loredit import hparams as presets
 from loredit.data._examples import Example
 from loredit.editors import Hparams
 from loredit.editors._models import LoadedModel
+from loredit.editors._models import load as load_model
 from loredit.editors._sites import head, sites
 from loredit.evaluation.classification import _scores, runs
 from loredit.evaluation.classification.__main__ import app
@@ -381,6 +382,24 @@ def test_bad_input_is_one_clear_message(folder, rows):
     assert "already holds a run; --output names another folder" in run(
         folder, "rte", "probe", rows, "--output", str(output)
     )
+
+
+@pytest.mark.pretrained
+def test_minilm_comes_from_its_wheel_with_its_weights_and_a_fresh_head():
+    on = load_model("minilm-l6", device="cpu", dtype="float32", labels=3)
+    texts = ["The cat sleeps on the sofa.", "A cat is asleep on a couch.", "Interest rates rose in March."]
+    batch = on.tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = on.model.bert(**batch).last_hidden_state * batch["attention_mask"][..., None]
+    same, other, _ = F.cosine_similarity(hidden.sum(1)[:, None], hidden.sum(1)[None], dim=2)[[0, 0, 1], [1, 2, 2]]
+    assert same > 0.7 > 0.3 > other  # as the sentence embeddings that this model was trained for
+    assert on.model.classifier.weight.shape == (3, 384)
+
+
+def test_a_prefix_is_refused_where_attention_takes_none(rows, tmp_path):
+    loaded("deberta").model.float().save_pretrained(tmp_path / "deberta")
+    tokenizer().save_pretrained(tmp_path / "deberta")
+    assert "which deberta models do not take" in run(tmp_path / "deberta", "rte", "prefix", rows)
 
 
 PRESETS = sorted(path.name for path in (Path(presets.__file__).parent / "classification").glob("*.yaml"))

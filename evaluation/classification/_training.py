@@ -144,27 +144,34 @@ def train(
     batch_size: int,
     weights: Tensor | None,
     clip_norm: float,
+    seed: int,
     progress: bool,
 ) -> None:
-    """Train edit e on ``parts[e]``, in an order of its own. ``clip_norm``: of all gradients together; 0: none."""
+    """Train edit e on ``parts[e]``, in an order of its own.
+
+    ``clip_norm``: of all gradients together; 0: none. ``seed``: of torch's own draws and of the order of batches, which
+    the edits share; which examples are in a batch is their own.
+    """
     with tempfile.TemporaryDirectory() as folder, trainable_attention(module.model):
+        arguments = TrainingArguments(
+            folder,
+            max_steps=steps,
+            per_device_train_batch_size=batch_size,
+            lr_scheduler_type="linear",
+            warmup_steps=0.06,
+            max_grad_norm=clip_norm,
+            seed=seed,
+            use_cpu=module.model.device.type == "cpu",
+            remove_unused_columns=False,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        arguments._n_gpu = 1  # else a second GPU would get rows of its own, and the edits would be cut apart
         trainer = _Trainer(
             module,
-            TrainingArguments(
-                folder,
-                max_steps=steps,
-                per_device_train_batch_size=batch_size,
-                lr_scheduler_type="linear",
-                warmup_steps=0.06,
-                max_grad_norm=clip_norm,
-                seed=0,  # of the order of batches, which the edits share; which examples are in them is their own
-                use_cpu=module.model.device.type == "cpu",
-                remove_unused_columns=False,
-                save_strategy="no",
-                logging_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-            ),
+            arguments,
             data_collator=partial(collated, tokenizer=tokenizer),
             train_dataset=Interleaved(parts, seeds),
             optimizers=(optimizer, None),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import inspect
 import json
 import random
 import time
@@ -18,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
 
 from ... import hparams as presets
 from ...data import aqua, glue, human_vs_machine
@@ -139,19 +139,15 @@ def run(
         "device": str(loaded.model.device),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
     }
+    encode = Encoder(loaded.model, loaded.tokenizer, max_length, _positions(setup))
     if output and (Path(output) / RUN).exists():
         raise RunError(f"{output} already holds a run; --output names another folder")
     name = f"{task}-{editor}{'-ensemble' * ensemble}"
     folder = open_folder(record, Path(output) if output else None, name, resume=False)
 
-    positions = 0 if editor in (FULL, PROBE) else find(editor)(loaded.model, loaded.tokenizer, settings).positions
-    encode = Encoder(loaded.model, loaded.tokenizer, max_length, positions)
     members = [c for c in range(len(examples.classes)) if c != examples.reference] if ensemble else [None]
     lessons = [_lesson(chosen, examples.reference, member) for member in members]
-    encoded = [encode(lesson) for lesson in lessons for _ in seeds] if editor == FULL else []
-    if not encoded:
-        each = [encode(lesson) for lesson in lessons]
-        encoded = [part for part in each for _ in seeds]
+    encoded = [part for part in map(encode, lessons) for _ in seeds]
     weights = _class_weights(encoded, outputs, loaded) if examples.weighted else None
     tested = {name: encode(rows) for name, rows in examples.splits.items() if name != "train"}
     drawn = [seed if member is None else seed_of(seed, member) for member in members for seed in seeds]
@@ -194,6 +190,19 @@ def _settings(editor: str, hparams: str, overrides: Sequence[str]) -> Hparams:
             f"{', '.join(used)} belong to knowledge editing and mean nothing in classification; leave them out"
         )
     return settings
+
+
+def _positions(setup: _Setup) -> int:
+    """Positions that the method takes of the model's context. Raises ValueError if it does not fit the model."""
+    if setup.editor in (FULL, PROBE):
+        return 0
+    model = setup.loaded.model
+    editor = find(setup.editor)(model, setup.loaded.tokenizer, setup.hparams)
+    if editor.positions and "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
+        kind = model.config.model_type
+        raise RunError(f"{setup.editor} puts keys and values before a text's own, which {kind} models do not take")
+    editor.fresh([0])
+    return editor.positions
 
 
 def _data(task: str, source: str, skip_bad: bool) -> TaskData:
@@ -280,6 +289,7 @@ def _side_by_side(
             batch_size=setup.batch_size,
             weights=weights,
             clip_norm=0,
+            seed=0,
             progress=setup.progress,
         )
     seconds = time.perf_counter() - begun
@@ -306,22 +316,21 @@ def _whole(
     model = copy.deepcopy(base).float().requires_grad_(True)
     head = fresh_head(model, [seed])
     set_head(model, head, 0)
-    torch.manual_seed(seed)  # of dropout
     module = SideBySide(model, [], options=setup.options, autocast=base.dtype == torch.bfloat16)
     begun = time.perf_counter()
     if setup.train:
-        callbacks: list[TrainerCallback] = []
         train(
             module,
             [part],
             [seed],
             setup.loaded.tokenizer,
             optimizer=torch.optim.AdamW(model.parameters(), lr=h.lr, weight_decay=0.0),
-            callbacks=callbacks,
+            callbacks=[],
             steps=h.steps,
             batch_size=setup.batch_size,
             weights=weights,
             clip_norm=h.clip_norm or 0,
+            seed=seed % 2**32,  # NumPy takes no more
             progress=setup.progress,
         )
     seconds = time.perf_counter() - begun

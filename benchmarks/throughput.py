@@ -1,10 +1,14 @@
-"""Edits per second, side by side in one run with the plain way of one fact at a time through PEFT.
+"""Edits per second and their parts, beside the plain way of one fact at a time through PEFT, in one run.
 
     python benchmarks/throughput.py --data ../shared/data/knowedit/ZsRE-test-1001.json
+    python benchmarks/throughput.py --data ../shared/data/knowedit/ZsRE-test-1001.json --model gpt2-medium
+    python benchmarks/throughput.py --figures
 
-The whole protocol is timed: training, scoring before and after, and 100 sampled tokens of the unedited and the edited
-model for fluency. Baseline and engine take turns for several rounds on the same facts; ratios are taken round by round,
-because shared machines drift. A JSON file with all figures goes to benchmarks/results/.
+The whole protocol is timed: training, scoring of the unedited and of the edited model, and 100 sampled tokens of both
+for fluency. Baseline and engine take turns for several rounds, and ratios are taken round by round, because shared
+machines drift. ``gpt2``, ``gpt2-medium``, ``gpt2-large`` and ``gpt2-xl`` are built from their configurations with
+random weights and SmolLM2's tokenizer: speed does not depend on the weights. A JSON file with all figures for each kind
+of machine and model goes to benchmarks/results/; ``--figures`` draws what is there into docs/figures/.
 """
 
 from __future__ import annotations
@@ -13,17 +17,21 @@ import json
 import platform
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
+import psutil
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks are not part of the package
@@ -31,108 +39,311 @@ sys.path.insert(0, str(ROOT))  # benchmarks are not part of the package
 from benchmarks import peft_baseline  # noqa: E402
 from loredit import hparams as presets  # noqa: E402
 from loredit.data import Fact, load  # noqa: E402
-from loredit.editors import find  # noqa: E402
-from loredit.editors._models import LoadedModel  # noqa: E402
+from loredit.editors import Editor, Edits, find  # noqa: E402
 from loredit.editors._models import load as load_model  # noqa: E402
-from loredit.evaluation.scoring import evaluate  # noqa: E402
+from loredit.editors._sites import blocks  # noqa: E402
+from loredit.editors._training import lesson  # noqa: E402
+from loredit.evaluation import scoring  # noqa: E402
 
-OURS = (("lora", "smollm2-published"), ("roselora", "smollm2-published"), ("roselora", "smollm2"))
+RESULTS, FIGURES = ROOT / "benchmarks" / "results", ROOT / "docs" / "figures"
+PARTS = ("edit", "base_scoring", "edited_scoring", "fluency")
+METHODS = (("lora", "smollm2-published"), ("roselora", "smollm2-published"), ("roselora", "smollm2"))
+GPT2 = {  # layers, heads, width
+    "gpt2": (12, 12, 768),
+    "gpt2-medium": (24, 16, 1024),
+    "gpt2-large": (36, 20, 1280),
+    "gpt2-xl": (48, 25, 1600),
+}
 
 
 @dataclass
-class Times:
-    """Seconds a fact, by part."""
+class Measured:
+    """Seconds a fact by part, what they were spent on, and how a run went on."""
 
-    edit: float
-    score: float
+    facts: int
+    edit: float = 0.0
+    base_scoring: float = 0.0
+    edited_scoring: float = 0.0
+    fluency: float = 0.0
+    flop: dict[str, float] = field(default_factory=dict)
+    """Floating-point operations a fact by part, as :func:`needed` counts them."""
+    course: list[tuple[int, float, int]] = field(default_factory=list)
+    """After each batch: facts so far, seconds so far, bytes that the process holds."""
 
     @property
     def total(self) -> float:
-        return self.edit + self.score
+        return sum(getattr(self, part) for part in PARTS)
 
 
-def baseline(loaded: LoadedModel, facts: list[Fact]) -> Times:
+def model_of(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if name not in GPT2:
+        loaded = load_model(name, dtype=dtype)
+        return loaded.model, loaded.tokenizer
+    like = load_model("smollm2-135m", dtype=dtype)
+    layers, heads, width = GPT2[name]
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(n_layer=layers, n_head=heads, n_embd=width))
+    return model.to(like.model.device, like.model.dtype).eval(), like.tokenizer
+
+
+def editor_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, preset: str) -> Editor[Any]:
+    cls = find(name)
+    h = presets.load(cls, preset)
+    depth = len(blocks(model))
+    changes: dict[str, Any] = {}
+    if model.config.model_type == "gpt2":  # query, key and value are one map
+        changes["sites"] = ["qkv" if site in ("query", "value") else site for site in h.model_dump()["sites"]]
+        changes["sites"] = [*dict.fromkeys(changes["sites"])]
+    layers = h.model_dump()["layers"]
+    if layers != "all":  # the same part of the depth as in SmolLM2's 30 blocks
+        changes["layers"] = sorted({layer * depth // 30 for layer in layers})
+    return cls(model, tokenizer, h.model_copy(update=changes))
+
+
+def baseline(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: list[Fact]) -> Measured:
     """One fact at a time, the published values."""
     torch.manual_seed(0)
-    settings = peft_baseline.Settings(target_modules=("q_proj", "v_proj"))
-    results = list(peft_baseline.run(loaded.model, loaded.tokenizer, facts, settings))
-    edit = sum(result.seconds.edit for result in results)
-    return Times(edit / len(facts), sum(result.seconds.total for result in results) / len(facts) - edit / len(facts))
+    targets = ("c_attn",) if model.config.model_type == "gpt2" else ("q_proj", "v_proj")
+    results = peft_baseline.run(model, tokenizer, facts, peft_baseline.Settings(target_modules=targets))
+    seconds = [result.seconds for result in results]
+    n = len(facts)
+    return Measured(
+        n,
+        edit=sum(s.edit for s in seconds) / n,
+        base_scoring=sum(s.score_before for s in seconds) / n,
+        edited_scoring=sum(s.score_after for s in seconds) / n,
+        fluency=sum(s.fluency_before + s.fluency_after for s in seconds) / n,
+    )
 
 
-def engine(loaded: LoadedModel, facts: list[Fact], editor: str, preset: str, edits_at_once: int | None) -> Times:
+def engine(editor: Editor[Any], facts: list[Fact], edits_at_once: int | None) -> Measured:
     """Side by side."""
-    cls = find(editor)
-    method = cls(loaded.model, loaded.tokenizer, presets.load(cls, preset))
-    times, begun = Times(0.0, 0.0), time.perf_counter()
-    for edits in method.edit_batches(facts, edits_at_once=edits_at_once):
-        trained = time.perf_counter()
-        evaluate(edits)
-        ended = time.perf_counter()
-        times.edit += (trained - begun) / len(facts)
-        times.score += (ended - trained) / len(facts)
-        begun = time.perf_counter()
-    return times
+    n, seen, begun = len(facts), Measured(len(facts)), time.perf_counter()
+    flop = dict.fromkeys(PARTS, 0.0)
+    batches = editor.edit_batches(facts, edits_at_once=edits_at_once)
+    while True:
+        before = _now()
+        edits = next(batches, None)
+        if edits is None:
+            break
+        seen.edit += (_now() - before) / n
+        with _passes_timed() as passes:
+            marks: dict[str, float] = {"begun": _now()}
+            scoring.evaluate(edits, progress=lambda phase, *_, m=marks: m.update({phase: _now()}))
+        scored = marks["scoring"] - marks["begun"]
+        share = passes[0] / sum(passes)
+        seen.base_scoring += scored * share / n
+        seen.edited_scoring += scored * (1 - share) / n
+        seen.fluency += (_now() - marks["scoring"]) / n
+        for part, count in needed(edits).items():
+            flop[part] += count / n
+        held = sum(batch[0] for batch in seen.course[-1:]) + len(edits)
+        seen.course.append((held, _now() - begun, psutil.Process().memory_info().rss))
+    seen.flop = flop
+    return seen
+
+
+@contextmanager
+def _passes_timed() -> Iterator[list[float]]:
+    """Seconds in passes through the unedited and through the edited model, which scoring runs in turn."""
+    seconds, real, calls = [0.0, 0.0], scoring.logits_at, 0
+
+    def timed(*args: Any) -> torch.Tensor:
+        nonlocal calls
+        begun = _now()
+        logits = real(*args)
+        seconds[calls % 2] += _now() - begun
+        calls += 1
+        return logits
+
+    scoring.logits_at = timed
+    try:
+        yield seconds
+    finally:
+        scoring.logits_at = real
+
+
+def needed(edits: Edits) -> dict[str, float]:
+    """Floating-point operations that the products with the model's matrices need, padding not counted.
+
+    A token costs 2 for each weight of a block, backward the same again (the weights themselves have no gradient), a
+    prediction 2 for each weight of the output layer. Attention and the edits' own small products are left out, a few
+    per cent at these lengths and ranks.
+    """
+    editor, first = edits.editor, edits.patch.first_layer
+    model, depth = editor.model, len(blocks(editor.model))
+    block = 2.0 * sum(p.numel() for p in blocks(model)[0].parameters() if p.dim() == 2)
+    head = 2.0 * model.config.vocab_size * model.config.hidden_size
+    flop = dict.fromkeys(PARTS, 0.0)
+    for e, (fact,) in enumerate(edits.facts):
+        rows = lesson(editor, [fact]).answers
+        tokens, wanted = sum(len(row.ids) for row in rows), sum(len(row.wanted) for row in rows)
+        steps = edits.outcomes[e].steps
+        flop["edit"] += tokens * first * block + steps * 2 * (tokens * (depth - first) * block + wanted * head)
+        asked = scoring.Job(edits, e, 0, False).rows.values()
+        tokens, wanted = sum(len(row.ids) for row in asked), sum(len(row.wanted) for row in asked)
+        flop["base_scoring"] += tokens * depth * block + wanted * head
+        flop["edited_scoring"] += tokens * (depth - first) * block + wanted * head
+        prompt, new = len(editor.encoder.prompt(fact.prompt).ids), scoring._FLUENCY_TOKENS
+        flop["fluency"] += 2 * ((prompt + new) * depth * block + new * head)
+    return flop
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large square product, the best of several."""
+    n = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(n, n, device=device).to(dtype)
+    best = min(_seconds(lambda: a @ a) for _ in range(8))
+    return 2 * n**3 / best
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    begun = _now()
+    run()
+    return _now() - begun
+
+
+def _now() -> float:
+    """The clock, once everything queued on the device is done."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
 
 
 def main(
     data: Annotated[str, typer.Option(help="Facts, as for run_edit.py.")] = "samples",
-    facts: Annotated[int, typer.Option(help="Facts for the engine in each round.")] = 64,
-    baseline_facts: Annotated[int, typer.Option(help="Facts for the baseline in each round.")] = 4,
-    rounds: Annotated[int, typer.Option(help="Times that all take their turn.")] = 3,
-    edits_at_once: Annotated[int | None, typer.Option(help="Edits side by side; as many as memory allows.")] = None,
-    model: Annotated[str, typer.Option(help="Model, as for run_edit.py.")] = "smollm2-135m",
+    model: Annotated[str, typer.Option(help=f"As for run_edit.py, or {', '.join(GPT2)} with random weights.")] = (
+        "smollm2-135m"
+    ),
+    facts: Annotated[int, typer.Option(help="Facts for the engine in each round, at most.")] = 64,
+    baseline_facts: Annotated[int, typer.Option(help="Facts for the baseline in each round; 0: no baseline.")] = 2,
+    rounds: Annotated[int, typer.Option(help="Times that all take their turn.")] = 1,
+    edits_at_once: Annotated[list[int] | None, typer.Option(help="Edits side by side, each in turn.")] = None,
+    methods: Annotated[str, typer.Option(help="editor/preset, separated by commas.")] = ",".join(
+        map("/".join, METHODS)
+    ),
+    name: Annotated[str | None, typer.Option(help="Of the file of results; that of the model.")] = None,
+    figures: Annotated[bool, typer.Option(help="Measure nothing, draw the results that are there.")] = False,
 ) -> None:
     """Time the engine against the plain baseline."""
+    if figures:
+        draw()
+        return
     pool = load(data).facts
+    own = model_of(model, "auto")
     # The plain script gets float32, what such scripts load on a CPU, and the engine's type as well.
-    models = {dtype: load_model(model, dtype=dtype) for dtype in ("float32", "auto")}
-    own = str(models["auto"].model.dtype).removeprefix("torch.")
-    names = ["PEFT, float32", f"PEFT, {own}", *(f"{editor}/{preset}" for editor, preset in OURS)]
-    seen: dict[str, list[Times]] = {name: [] for name in names}
-    engine(models["auto"], pool[:2], *OURS[0], None)  # what happens once (imports, kernels) is no part of a round
-    baseline(models["float32"], pool[:1])
-    with tqdm(total=rounds * len(names), unit="part") as bar:
-        for turn in range(rounds):
-            few = [pool[i % len(pool)] for i in range(turn * baseline_facts, (turn + 1) * baseline_facts)]
-            for name, dtype in ((names[0], "float32"), (names[1], "auto")):
-                seen[name].append(baseline(models[dtype], few))
-                bar.update()
-            for editor, preset in OURS:
-                seen[f"{editor}/{preset}"].append(engine(models["auto"], pool[:facts], editor, preset, edits_at_once))
-                bar.update()
-    Console().print(_table(seen, names[0], names[1]))
-    folder = ROOT / "benchmarks" / "results"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"throughput-{models['auto'].model.device.type}.json"
-    path.write_text(json.dumps(_record(seen, data, facts, baseline_facts), indent=1) + "\n")
+    plain = {"PEFT, float32": model_of(model, "float32"), f"PEFT, {own[0].dtype}".replace("torch.", ""): own}
+    runs: dict[str, Callable[[int], Measured]] = {}
+    if baseline_facts:
+        for kind, loaded in plain.items():
+            runs[kind] = lambda turn, loaded=loaded: baseline(  # type: ignore[misc]
+                *loaded, [pool[i % len(pool)] for i in range(turn * baseline_facts, (turn + 1) * baseline_facts)]
+            )
+        baseline(*own, pool[:1])
+    for method in methods.split(","):
+        editor = editor_of(*own, *method.split("/"))
+        engine(editor, pool[:1], 1)  # what happens once (imports, kernels) is no part of a round
+        for n in edits_at_once or [64]:
+            # A few facts tell the speed of few edits at once.
+            some = pool[: min(facts, max(n, 4))]
+            runs[f"{method}, E = {n}"] = lambda _, editor=editor, some=some, n=n: engine(editor, some, n)  # type: ignore[misc]
+    seen: dict[str, list[Measured]] = {kind: [] for kind in runs}
+    rate = matrix_rate(own[0].device, own[0].dtype)
+    for turn in tqdm(range(rounds), unit="round"):
+        for kind, run in tqdm(runs.items(), unit="part", leave=False):
+            seen[kind].append(run(turn))
+    rate = max(rate, matrix_rate(own[0].device, own[0].dtype))
+    Console(width=140).print(_table(seen, rate, [kind for kind in plain if baseline_facts]))
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"throughput-{own[0].device.type}-{name or model}.json"
+    path.write_text(json.dumps(_record(seen, rate, own[0], model, data), indent=1) + "\n")
     Console().print(f"written to {path.relative_to(ROOT)}")
 
 
-def _table(seen: dict[str, list[Times]], *baselines: str) -> Table:
-    table = Table(title="Seconds a fact (median of the rounds), and how many times as fast")
-    for column in ("", "edit", "score", "total", "edits/s", *(f"times {name}" for name in baselines)):
+def _table(seen: dict[str, list[Measured]], rate: float, baselines: list[str]) -> Table:
+    table = Table(title=f"Seconds a fact (median of the rounds); matrix rate {rate / 1e12:.2f} TFLOP/s")
+    columns = (
+        "",
+        "edit",
+        "base scoring",
+        "edited scoring",
+        "fluency",
+        "total",
+        "edits/s",
+        "GFLOP",
+        "share: edit",
+        "all",
+    )
+    for column in (*columns, *(f"times {name}" for name in baselines)):
         table.add_column(column, justify="left" if not column else "right")
     for name, times in seen.items():
-        ratios = [
-            f"{median(b.total / t.total for b, t in zip(seen[base], times, strict=True)):.1f}" for base in baselines
-        ]
-        edit, score, total = (median(getattr(t, part) for t in times) for part in ("edit", "score", "total"))
-        table.add_row(name, f"{edit:.3f}", f"{score:.3f}", f"{total:.3f}", f"{1 / total:.2f}", *ratios)
+        parts = [f"{median(getattr(t, part) for t in times):.3f}" for part in (*PARTS, "total")]
+        last = times[-1]
+        total = median(t.total for t in times)
+        shares = ["", "", ""]
+        if last.flop:
+            every = sum(last.flop.values())
+            edit = last.flop["edit"] / median(t.edit for t in times)
+            shares = [f"{every / 1e9:.0f}", f"{edit / rate:.0%}", f"{every / total / rate:.0%}"]
+        ratios = [f"{median(b.total / t.total for b, t in zip(seen[b], times, strict=True)):.1f}" for b in baselines]
+        table.add_row(name, *parts, f"{1 / total:.2f}", *shares, *ratios)
     return table
 
 
-def _record(seen: dict[str, list[Times]], data: str, facts: int, baseline_facts: int) -> dict[str, object]:
+def _record(
+    seen: dict[str, list[Measured]], rate: float, model: PreTrainedModel, name: str, data: str
+) -> dict[str, object]:
     return {
-        "seconds_per_fact": {name: [asdict(t) for t in times] for name, times in seen.items()},
+        "model": name,
+        "parameters": model.num_parameters(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "matrix_rate": rate,
+        "measured": {run: [asdict(one) for one in times] for run, times in seen.items()},
         "data": Path(data).name,
-        "facts": facts,
-        "baseline_facts": baseline_facts,
         "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
+        "machine": torch.cuda.get_device_name() if model.device.type == "cuda" else platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "versions": {package: version(package) for package in ("torch", "transformers", "peft")},
     }
+
+
+def draw() -> None:
+    """Edits a second against edits at once, number of facts and size of the model, one file each."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("throughput-*-*.json"))]
+    at_once: dict[str, list[tuple[float, float]]] = {}
+    facts: dict[str, list[tuple[float, float]]] = {}
+    size: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        for run, (first, *_) in record["measured"].items():
+            method, _, edits = run.partition(", E = ")
+            speed = first["facts"] / sum(first[part] * first["facts"] for part in PARTS)
+            if edits:
+                at_once.setdefault(f"{record['model']}, {method}", []).append((int(edits), speed))
+            if len(first["course"]) > 2:
+                facts[f"{record['model']}, {run}"] = [(n, n / seconds) for n, seconds, _ in first["course"]]
+            best = size.setdefault(method, [])
+            best.append((record["parameters"] / 1e6, speed))
+    FIGURES.mkdir(exist_ok=True)
+    most = {m: [(x, max(s for y, s in p if y == x)) for x in sorted({x for x, _ in p})] for m, p in size.items()}
+    for name, label, lines in (
+        ("edits-at-once", "edits side by side", at_once),
+        ("facts", "facts", facts),
+        ("model-size", "parameters of the model, millions", most),
+    ):
+        figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+        for title, points in lines.items():
+            axes.plot(*zip(*sorted(points), strict=True), marker="o", label=title)
+        axes.set(xscale="log", yscale="log", xlabel=label, ylabel="edits a second, whole protocol")
+        if lines:
+            axes.legend(fontsize=7)
+        axes.grid(alpha=0.3)
+        figure.savefig(FIGURES / f"throughput-{name}.png", dpi=130)
+        plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loredit.data import Fact
-from loredit.editors import Editor, Edits, Patch, roselora
+from loredit.editors import Editor, Edits, Patch, adalora, roselora
 from loredit.editors._rows import Rows
 from loredit.editors._training import Work
 from loredit.evaluation import report
@@ -155,6 +155,22 @@ def test_a_schedule_lasts_as_long_as_the_passes(model, facts, monkeypatch):
     assert len(by_step) == 15
     assert all(a > b for a, b in itertools.pairwise(by_step[:12]))
     assert by_step[11:] == [0.25] * 4  # after 4 of 5 passes over 3 mini-batches
+
+
+def test_schedules_in_steps_count_passes(model, facts, monkeypatch):
+    chosen, budget = [], adalora.AdaLoRAHparams.budget
+
+    def spied(h: adalora.AdaLoRAHparams, step: int, n: int) -> int | None:
+        kept = budget(h, step, n)
+        if kept is not None:
+            chosen.append(step)
+        return kept
+
+    monkeypatch.setattr(adalora.AdaLoRAHparams, "budget", spied)
+    schedule = {"target_r": 2, "tinit": 1, "tfinal": 2, "deltaT": 1}
+    bound(model, "adalora", steps=6, **schedule).edit(facts)
+    # With 3 mini-batches, after each pass from the second (tinit 1) to the fourth (tfinal 2 before the end).
+    assert sorted({*chosen}) == [6, 9, 12]
 
 
 # What goes wrong

@@ -3,7 +3,8 @@
     python benchmarks/edit_store.py --data ZsRE-test-1001.json --facts 1000 --calibrate 300
 
 The routing is calibrated on the first facts (``--calibrate``); the others' numbers stand beside those of all. Edits are
-trained first and kept in ``--store``; a store that is there already is used as it is.
+trained first and kept in ``--store``; a store that is there already is used as it is. ``--index`` N routes among the
+first N facts although only the first ``--facts`` have edits; a prompt that goes to another is computed unedited.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from tqdm import tqdm
 
 import loredit
 from loredit.data import Fact
-from loredit.editors import Edits, EditStore, RoseLoRA
-from loredit.editors._encoding import Batch
+from loredit.editors import Edits, EditStore, RoseLoRA, _store
+from loredit.editors._encoding import Batch, Encoder, padded
 from loredit.editors._forward import frozen, logits_at
+from loredit.editors._models import LoadedModel
 from loredit.editors._store import _matches
 
 Row = tuple[int, str, str, str]  # fact, kind of probe, prompt, answer
 
 
-def built(loaded: loredit.editors._models.LoadedModel, facts: Sequence[Fact], folder: Path) -> EditStore:
+def built(loaded: LoadedModel, facts: Sequence[Fact], folder: Path) -> EditStore:
     if (folder / "edits.json").exists():
         return EditStore.load(folder, loaded.model, loaded.tokenizer)
     editor = RoseLoRA(loaded.model, loaded.tokenizer, loredit.hparams.load(RoseLoRA, "smollm2"))
@@ -54,9 +56,9 @@ def probes(facts: Sequence[Fact]) -> list[Row]:
     return rows
 
 
-def scores(store: EditStore, rows: Sequence[Row], *, routed: bool) -> list[float]:
+def scores(store: EditStore, rows: Sequence[Row]) -> list[float]:
     """The share of each probe's answer tokens that are right, or for locality as the unedited model has them."""
-    encoder = loredit.editors._encoding.Encoder(store.tokenizer, store.model.config.max_position_embeddings)
+    encoder = Encoder(store.tokenizer, store.model.config.max_position_embeddings)
     encoded = [encoder.answered(prompt, answer) for _, _, prompt, answer in rows]
     order = sorted(range(len(rows)), key=lambda i: len(encoded[i].ids))
     out = [0.0] * len(rows)
@@ -64,10 +66,10 @@ def scores(store: EditStore, rows: Sequence[Row], *, routed: bool) -> list[float
         for begin in tqdm(range(0, len(order), 64), unit="batch"):
             chunk = order[begin : begin + 64]
             batch = Batch.of([encoded[i] for i in chunk], store.model.device)
-            with store.on([rows[i][2] for i in chunk]) if routed else nullcontext():
+            with store.on([rows[i][2] for i in chunk]):
                 seen = logits_at(store.model, batch.ids, batch.at).argmax(-1)
             wanted = batch.labels
-            if routed and any(rows[i][1] == "locality" for i in chunk):
+            if any(rows[i][1] == "locality" for i in chunk):
                 base = logits_at(store.model, batch.ids, batch.at).argmax(-1)
                 local = torch.tensor([rows[i][1] == "locality" for i in chunk])[batch.at[0]]
                 wanted = torch.where(local, base, wanted)
@@ -86,8 +88,27 @@ def mean(rows: Sequence[Row], values: Sequence[float], kind: str, facts: range) 
     return 100 * sum(sum(v) / len(v) for v in of.values()) / len(of)
 
 
-def routing(store: EditStore, facts: Sequence[Fact], rows: Sequence[Row]) -> None:
-    went = store.route([prompt for _, _, prompt, _ in rows])
+class Indexed(EditStore):
+    """Routes among facts of which only the first have edits."""
+
+    def __init__(self, store: EditStore, facts: Sequence[Fact]) -> None:
+        super().__init__(store.model, store.tokenizer, calibration=(store.routing, store._whitening))
+        self._frame, self._tensors, self._outcomes = store._frame, store._tensors, store._outcomes
+        self.edited = len(store)
+        self._facts = [(fact,) for fact in facts]
+        self._owner = torch.arange(len(facts))
+        self._states = self._embedded([fact.prompt for fact in facts])
+        self._index()
+
+    def among_all(self, prompts: Sequence[str]) -> list[int]:
+        return super().route(prompts)
+
+    def route(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[int]:
+        return [edit if edit < self.edited else -1 for edit in super().route(prompts)]
+
+
+def routing(store: Indexed, facts: Sequence[Fact], rows: Sequence[Row]) -> None:
+    went = store.among_all([prompt for _, _, prompt, _ in rows])
     print(f"routing {store.routing}")
     print("| probes | to their own fact | to another with the same answer | to another | to none |")
     print("|---|---|---|---|---|")
@@ -110,10 +131,8 @@ def timed(store: EditStore, prompts: Sequence[str], rounds: int = 7) -> None:
     print("| rows | unedited | one edit | store, routing included | more than one edit | routing alone |")
     print("|---|---|---|---|---|---|")
     for n in (1, 8, 32):
-        some = [p for p in prompts[:n]]
-        ids, mask = loredit.editors._encoding.padded(
-            [store.tokenizer(p)["input_ids"] for p in some], store.model.device
-        )
+        some = list(prompts[:n])
+        ids, mask = padded([store.tokenizer(p)["input_ids"] for p in some], store.model.device)
         took: dict[str, list[float]] = {"none": [], "one": [], "store": [], "route": []}
         with frozen(store.model), torch.no_grad():
             for _ in range(rounds):
@@ -148,25 +167,36 @@ def main() -> None:
     parser.add_argument("--facts", type=int, default=1000)
     parser.add_argument("--calibrate", type=int, default=300, help="facts that the routing is calibrated on")
     parser.add_argument("--store", type=Path, default=Path("results/edit-store"))
+    parser.add_argument("--index", type=int, default=0, help="facts to route among, if more than --facts")
+    parser.add_argument("--last", type=float, help="fix the weight of the last token's state")
+    parser.add_argument("--question-marks", action="store_true", help="end every probe with a question mark")
     parser.add_argument("--only", choices=["routing", "scores", "time"], help="one part of the report alone")
     args = parser.parse_args()
-    facts = loredit.load_facts(args.data).facts[: args.facts]
+    indexed = loredit.load_facts(args.data).facts[: max(args.facts, args.index)]
+    facts = indexed[: args.facts]
     loaded = loredit.load_model("smollm2-135m")
-    store = built(loaded, facts, args.store)
+    edited = built(loaded, facts, args.store)
     file = sum(path.stat().st_size for path in args.store.iterdir())
-    print(f"{len(store)} edits: {store.nbytes / 1e6:.0f} MB in memory, {file / 1e6:.0f} MB in files")
-    store.calibrate(facts[: args.calibrate])
-    rows = probes(facts)
+    print(f"{len(edited)} edits: {edited.nbytes / 1e6:.1f} MB in memory, {file / 1e6:.1f} MB in files")
+    if args.last is not None:
+        _store._LAST = (args.last,)
+    edited.calibrate(indexed[: args.calibrate])
+    store = Indexed(edited, indexed)
     if args.only in (None, "routing"):
-        routing(store, facts, rows)
+        rows = probes(indexed)
+        if args.question_marks:
+            rows = [(i, kind, f"{prompt.rstrip('?')}?", answer) for i, kind, prompt, answer in rows]
+        routing(store, indexed, rows)
     if args.only in (None, "scores"):
-        through = scores(store, rows, routed=True)
-        print(f"| | success | generalization | locality |\n|---|---|---|---|")
+        rows = probes(facts)
+        through = scores(store, rows)
+        print("| | success | generalization | locality |\n|---|---|---|---|")
         for name, some in (("all", range(len(facts))), ("not calibrated on", range(args.calibrate, len(facts)))):
-            numbers = (mean(rows, through, kind, some) for kind in ("success", "generalization", "locality"))
-            print(f"| {name} ({len(some)}) | " + " | ".join(f"{x:.1f}" for x in numbers) + " |")
+            if some:
+                numbers = (mean(rows, through, kind, some) for kind in ("success", "generalization", "locality"))
+                print(f"| {name} ({len(some)}) | " + " | ".join(f"{x:.1f}" for x in numbers) + " |")
     if args.only in (None, "time"):
-        timed(store, [fact.prompt for fact in facts])
+        timed(edited, [fact.prompt for fact in facts])
         search(100_000, loaded.model.config.hidden_size)
 
 

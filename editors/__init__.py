@@ -35,7 +35,7 @@ def find(name: str) -> type[Editor[Any]]:
 
 
 def __getattr__(name: str) -> Any:
-    """``from loredit.editors import RoseLoRA``: every editor class by its own name, and the store, imported on first use."""
+    """``from loredit.editors import RoseLoRA``: each class by its own name, imported on first use."""
     if name == "EditStore":
         from ._store import EditStore
 

@@ -174,8 +174,8 @@ class EditStore:
         """Fit the routing to facts like those to be kept, by their rephrasings and their locality probes.
 
         Background, w and threshold are those of the largest share of rephrasings that find their fact, less the share
-        of probes that find any. Facts without rephrasings are a ValueError; without locality probes, those of the samples
-        are taken.
+        of probes that find any. Facts without rephrasings are a ValueError; without locality probes, those of the
+        samples are taken.
         """
         asked = [(fact, text) for fact in facts for text in fact.rephrase_prompts]
         if not asked:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -136,11 +136,14 @@ def _learned(method: Any, facts: Sequence[Any], mode: Mode) -> Edits:
             bar.update(done + share * (edits if mode is Mode.single else len(facts)) - bar.n)
 
         if mode is Mode.batch:
-            return method.edit(facts, progress=told)
+            edits = method.edit(facts, progress=told)
+            bar.update(len(facts) - bar.n)
+            return edits
         parts = []
         for part in method.edit_batches(facts, progress=told):
             parts.append(part)
             done += len(part)
+            bar.update(done - bar.n)
     edits = Edits.concatenated(parts)
     places = {carried[0].case_id: e for e, carried in enumerate(edits.facts)}
     return edits.taken([places[fact.case_id] for fact in facts])
@@ -226,32 +229,46 @@ class _Asked:
 
     def __init__(self, folder: Path, case: str | None, tokens: int, model: str | None, device: str) -> None:
         from .editors import EditStore
-        from .editors._saving import read_manifest
 
         loaded = _loaded(folder, model, device)
-        self.manifest, self.tokens = read_manifest(folder), tokens
-        self.model, self.tokenizer = loaded.model, loaded.tokenizer
-        single = len(self.manifest.facts) == 1
-        self.edit = self.manifest.edit_of(case) if case else 0 if single else None
-        self.store = EditStore.load(folder, loaded.model, loaded.tokenizer) if self.edit is None else None
-        self.edits = _edits(folder, loaded) if self.store is None else self.store.edits()
+        self.model, self.tokenizer, self.tokens = loaded.model, loaded.tokenizer, tokens
+        self.edits = self.store = None
+        if case is None and _count(folder) > 1:
+            self.store = EditStore.load(folder, loaded.model, loaded.tokenizer)
+        else:
+            edits = _edits(folder, loaded)
+            self.edits = edits[_chosen(edits, case)]
 
     def __call__(self, prompts: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
+        from .editors._encoding import Encoder
+
+        encoder = Encoder(self.tokenizer, self.model.config.max_position_embeddings)
+        ids = [encoder.prompt(prompt).ids for prompt in prompts]
+        without = self._texts(ids, lambda rows: nullcontext())
+        if self.store:
+            store = self.store
+            edited = self._texts(ids, lambda rows: store.on([ids[r] for r in rows]))
+            used = [store.facts[e] if e >= 0 else () for e in store.route(ids)]
+        else:
+            assert self.edits is not None
+            edits = self.edits
+            edited = self._texts(ids, lambda rows: edits.on([0] * len(rows)))
+            used = [edits.facts[0]] * len(ids)
+        for prompt, a, b, facts in zip(prompts, without, edited, used, strict=True):
+            yield prompt, a, b, ", ".join(fact.case_id for fact in facts[:3]) or "none"
+
+    def _texts(self, ids: Sequence[Sequence[int]], attach: Any) -> list[str]:
         from .editors._generation import continuations
 
-        ids = [self.edits.editor.encoder.prompt(prompt).ids for prompt in prompts]
-        rows = self.store.route(prompts) if self.store else [self.edit or 0] * len(prompts)
-        owners = [-1] * len(rows) + rows
-        texts = self.tokenizer.batch_decode(
-            continuations(
-                self.model, ids * 2, tokens=self.tokens, attach=lambda live: self.edits.on([owners[r] for r in live])
-            ),
-            skip_special_tokens=True,
-        )
-        lines = [text.strip().partition("\n")[0] for text in texts]
-        for prompt, without, edited, row in zip(prompts, lines, lines[len(rows) :], rows, strict=False):
-            carried = ", ".join(fact.case_id for fact in self.edits.facts[row][:3]) if row >= 0 else "none"
-            yield prompt, without, edited, carried
+        texts = continuations(self.model, ids, tokens=self.tokens, attach=attach)
+        decoded = self.tokenizer.batch_decode(texts, skip_special_tokens=True)
+        return [text.strip().partition("\n")[0] for text in decoded]
+
+
+def _count(folder: Path) -> int:
+    from .editors._saving import read_manifest
+
+    return len(read_manifest(folder).facts)
 
 
 @app.command()

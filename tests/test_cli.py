@@ -66,7 +66,9 @@ def loaded(made):
 
 
 def test_help_comes_fast_and_teaches():
-    program = "import sys; from loredit.cli import app; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    program = (
+        "import sys; from loredit.cli import app; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False, cwd=Path(__file__).parents[1]).returncode == 0
     told = run("--help")
     assert 'loredit ask my-edits "The capital of France is"' in told
@@ -78,8 +80,19 @@ def test_help_comes_fast_and_teaches():
 def test_facts_become_edits_one_by_one_or_together(made, loaded, tmp_path):
     edits = Edits.load(made / "edits", loaded.model, loaded.tokenizer)
     assert [facts[0].case_id for facts in edits.facts] == ["france", "water"]
-    common = ("--data", made / "facts.json", "--hparams", made / "roselora.yaml", "--set", "steps=2", "--mode", "batch", "--dtype", "float32")
-    run("apply", tmp_path / "batch", *common)
+    common = (
+        "--data",
+        made / "facts.json",
+        "--hparams",
+        made / "roselora.yaml",
+        "--set",
+        "steps=2",
+        "--mode",
+        "batch",
+        "--dtype",
+        "float32",
+    )
+    run("apply", tmp_path / "batch", *common, "--set", "steps=2", "--mode", "batch")
     batch = Edits.load(tmp_path / "batch", loaded.model, loaded.tokenizer)
     assert [[fact.case_id for fact in facts] for facts in batch.facts] == [["france", "water"]]
     assert batch.editor.hparams.steps == 2

@@ -162,7 +162,5 @@ def test_other_adapters_and_damaged_ones_are_refused(tokenizer, tmp_path):
     with pytest.raises(PeftError, match=r"x\.lora_magnitude_vector: no factor of a linear map"):
         Edits.from_peft(folder, model, tokenizer)
     weights.rename(folder / "adapter_model.bin")
-    with pytest.raises(
-        PeftError, match="is missing .weights are read from safetensors only"
-    ):
+    with pytest.raises(PeftError, match=r"is missing .weights are read from safetensors only"):
         Edits.from_peft(folder, model, tokenizer)

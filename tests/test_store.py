@@ -110,7 +110,7 @@ def test_edits_that_do_not_belong_are_refused(store, edits, tokenizer, facts):
         store.add(edits.taken([1]))
     with pytest.raises(EditsError, match="another model object"):
         store.add(methods.editor("lora", tiny.model("llama", torch.float32), tokenizer, steps=1).edit_each(facts[4:]))
-    with pytest.raises(EditsError, match="it holds those by .*, these are by lora"):
+    with pytest.raises(EditsError, match=r"it holds those by .*, these are by lora"):
         store.add(methods.editor("lora", store.model, tokenizer, steps=1).edit_each(facts[4:]))
 
 

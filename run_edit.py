@@ -214,14 +214,15 @@ def main(
     except KeyboardInterrupt:
         console.print("interrupted; the facts that are finished are kept. The same command with --resume goes on.")
         raise typer.Exit(130) from None
-    Console().print(report.table(result.summary, title=f"{editor} on {result.facts} facts, mode {mode.value}"))
+    facts = f"{result.facts} fact{'s' if result.facts > 1 else ''}"
+    Console().print(report.table(result.summary, title=f"{editor} on {facts}, mode {mode.value}"))
     if mode is Mode.sequential or perplexity_text:
         Console().print(report.retention_table(result.checkpoints, title="All facts so far"))
     for record in result.bad:
         console.print(f"left out: {record}", highlight=False, markup=False)
     if result.unanswered:
         console.print(f"left out: {result.unanswered} locality or portability probes whose answer is empty")
-    Console().print(f"results in {result.folder}; {result.facts} facts in {result.seconds:.0f} s")
+    Console().print(f"results in {result.folder}; {facts} in {result.seconds:.0f} s")
 
 
 if __name__ == "__main__":

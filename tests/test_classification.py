@@ -396,6 +396,22 @@ def test_minilm_comes_from_its_wheel_with_its_weights_and_a_fresh_head():
     assert on.model.classifier.weight.shape == (3, 384)
 
 
+@pytest.mark.pretrained
+def test_smollm2_scores_options_the_same_whatever_is_beside_them():
+    on = load_model("smollm2-135m", device="cpu", dtype="float32", labels=1)
+    examples = [
+        Example((("One and one?", "2"), ("One and one?", "far too many words")), 0),
+        Example((("A", "B"),) * 2, 0),
+    ]
+    module = SideBySide(on.model, [fresh_head(on.model, [0])], options=True, autocast=False)
+    encoded = Encoder(on.model, on.tokenizer, 64, 0)(examples)
+    together, alone = (
+        scored(module, encoded, 1, on.tokenizer, batch_size=size, progress=False)[:, 0] for size in (2, 1)
+    )
+    assert torch.allclose(together, alone, atol=1e-3)  # float32, other padding
+    assert together[0].diff().abs() > 0.01 > together[1].diff().abs()
+
+
 def test_a_prefix_is_refused_where_attention_takes_none(rows, tmp_path):
     loaded("deberta").model.float().save_pretrained(tmp_path / "deberta")
     tokenizer().save_pretrained(tmp_path / "deberta")

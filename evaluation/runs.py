@@ -295,8 +295,8 @@ def _save(edits: Edits, folder: Path) -> None:
 def _newest(folder: Path) -> Path | None:
     """The edit saved last; earlier ones are removed."""
     saved = sorted(folder.glob("edits-*"), key=lambda path: int(path.name.removeprefix("edits-")))
-    for earlier in saved[:-1]:
-        shutil.rmtree(earlier)
+    for earlier in saved[:-1]:  # renamed first, so that half an edit never has an edit's name
+        shutil.rmtree(earlier.rename(folder / f".{earlier.name}"))
     return saved[-1] if saved else None
 
 

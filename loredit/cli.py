@@ -14,6 +14,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .evaluation.classification.command import HELP as CLASSIFY
+from .evaluation.classification.command import classify
+
 if TYPE_CHECKING:
     from .editors import Edits
 
@@ -26,6 +29,8 @@ Change facts in a language model, and keep the changes as small folders that can
   loredit remove my-edits france                  undo one fact
   loredit merge my-edits model-out --case water   a model with one edit in its weights
   loredit export my-edits adapter --case water    an adapter for PEFT
+
+  loredit classify --task mrpc --editor roselora  what the same methods give outside editing
 
 Benchmarks are run with run_edit.py.
 """
@@ -317,7 +322,7 @@ def remove(
         out.print(f"{case} is undone; {len(read_manifest(folder).facts)} edits in {folder}", markup=False)
 
 
-# A further command is added here: app.command("classify")(...)
+app.command("classify", help=CLASSIFY)(classify)
 
 
 def _loaded(folder: Path, model: str | None, device: str) -> Any:

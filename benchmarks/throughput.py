@@ -176,7 +176,8 @@ def needed(edits: Edits) -> dict[str, float]:
     head = 2.0 * model.config.vocab_size * model.config.hidden_size
     flop = dict.fromkeys(PARTS, 0.0)
     for e, (fact,) in enumerate(edits.facts):
-        rows = lesson(editor, [fact]).answers
+        part = lesson(editor, [fact])
+        rows = (*part.answers, *part.anchors)
         tokens, wanted = sum(len(row.ids) for row in rows), sum(len(row.wanted) for row in rows)
         steps = edits.outcomes[e].steps
         flop["edit"] += tokens * first * block + steps * 2 * (tokens * (depth - first) * block + wanted * head)

@@ -84,7 +84,7 @@ def read(name: str, content: bytes, formats: Sequence[Format], *, skip_bad: bool
         facts[fact.case_id], places[fact.case_id] = fact, where
         unanswered += dropped
     if bad and not skip_bad:
-        raise FactError(f"{name}: {len(bad)} faults (skip_bad leaves these records out):", bad)
+        raise FactError(f"{name}: {len(bad)} faults (--skip-bad or skip_bad=True leaves these records out):", bad)
     if not facts:
         raise FactError(f"{name} holds no facts", bad)
     return LoadedFacts(list(facts.values()), bad, hashlib.sha256(content).hexdigest(), unanswered)

@@ -29,10 +29,13 @@ from loredit.editors._store import _matches
 Row = tuple[int, str, str, str]  # fact, kind of probe, prompt, answer
 
 
-def built(loaded: LoadedModel, facts: Sequence[Fact], folder: Path) -> EditStore:
+def built(loaded: LoadedModel, facts: Sequence[Fact], folder: Path, overrides: Sequence[str]) -> EditStore:
+    editor = RoseLoRA(loaded.model, loaded.tokenizer, loredit.hparams.load(RoseLoRA, "smollm2", overrides))
     if (folder / "edits.json").exists():
-        return EditStore.load(folder, loaded.model, loaded.tokenizer)
-    editor = RoseLoRA(loaded.model, loaded.tokenizer, loredit.hparams.load(RoseLoRA, "smollm2"))
+        store = EditStore.load(folder, loaded.model, loaded.tokenizer)
+        if overrides and store.edits().editor.hparams != editor.hparams:
+            raise SystemExit(f"error: the edits in {folder} were trained with other values; give another --store")
+        return store
     parts, begun = [], time.perf_counter()
     with tqdm(total=len(facts), unit="edit") as bar:
         for part in editor.edit_batches(facts):
@@ -167,6 +170,14 @@ def main() -> None:
     parser.add_argument("--facts", type=int, default=1000)
     parser.add_argument("--calibrate", type=int, default=300, help="facts that the routing is calibrated on")
     parser.add_argument("--store", type=Path, default=Path("results/edit-store"))
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="train with this instead of the preset's value; repeatable",
+    )
     parser.add_argument("--index", type=int, default=0, help="facts to route among, if more than --facts")
     parser.add_argument("--last", type=float, help="fix the weight of the last token's state")
     parser.add_argument("--question-marks", action="store_true", help="end every probe with a question mark")
@@ -175,7 +186,7 @@ def main() -> None:
     indexed = loredit.load_facts(args.data).facts[: max(args.facts, args.index)]
     facts = indexed[: args.facts]
     loaded = loredit.load_model("smollm2-135m")
-    edited = built(loaded, facts, args.store)
+    edited = built(loaded, facts, args.store, args.overrides)
     file = sum(path.stat().st_size for path in args.store.iterdir())
     print(f"{len(edited)} edits: {edited.nbytes / 1e6:.1f} MB in memory, {file / 1e6:.1f} MB in files")
     if args.last is not None:

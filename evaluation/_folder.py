@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
@@ -19,6 +20,9 @@ from .. import __version__
 from ..editors._files import replacing
 
 RUN = "run.json"
+
+# What is being written has a dot before its name: files as `replacing` and figures call them, and saved edits.
+_UNFINISHED = re.compile(r"\..+\.(jsonl?|png)\..+|\.edits(-\d+)?")
 
 _T = TypeVar("_T", bound=BaseModel)
 
@@ -84,12 +88,14 @@ def read(path: Path, kind: type[_T]) -> list[_T]:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what was being written when the run was killed: all unfinished files have a dot before their name."""
-    for unfinished in folder.glob(".*"):
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)
+    """Remove what was being written when the run was killed."""
+    for path in folder.iterdir():
+        if not _UNFINISHED.fullmatch(path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
         else:
-            unfinished.unlink()
+            path.unlink()
 
 
 def _differences(path: Path, record: dict[str, Any]) -> list[str]:

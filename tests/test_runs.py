@@ -141,6 +141,17 @@ def test_resume_finds_the_newest_run_with_the_same_settings(place: Path) -> None
         _run(limit=4, resume=True)
 
 
+def test_resume_removes_what_the_killed_run_left_and_nothing_else(place: Path) -> None:
+    _run(limit=1, output=place)  # a folder that holds other things as well
+    ours, others = [".edits", ".edits-3", ".results.jsonl.x1"], [".git", ".env", "notes.txt"]
+    for name in (*ours, *others):
+        path = place / name
+        path.mkdir() if "." not in name[1:] else path.write_text("")
+    _run(limit=1, output=place, resume=True)
+    assert not any((place / name).exists() for name in ours)
+    assert all((place / name).exists() for name in others)
+
+
 def test_resume_with_other_settings_is_refused(place: Path) -> None:
     _run(limit=2, output="mine")
     with pytest.raises(runs.RunError, match="other settings \\(hparams, seed\\)"):

@@ -10,8 +10,9 @@ INSTALLED := .venv/installed
 demo: $(INSTALLED)
 	$(BIN)/python run_edit.py --editor roselora --hparams smollm2.yaml
 
+# One thread for each of the processes that share the tests.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --cov=loredit --cov=editors --cov=data --cov=evaluation --cov=hparams
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov=loredit --cov=editors --cov=data --cov=evaluation --cov=hparams
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

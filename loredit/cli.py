@@ -20,17 +20,28 @@ from .evaluation.classification.command import classify
 if TYPE_CHECKING:
     from .editors import Edits
 
+# \b keeps the lines of a paragraph as they are.
 HELP = """
 Change facts in a language model, and keep the changes as small folders that can be asked, merged, shared and undone.
 
-  loredit apply my-edits --data facts.json        learn each fact of a list as an edit of its own
-  loredit show my-edits                           what the folder holds
-  loredit ask my-edits "The capital of France is" the answer without and with the edits
-  loredit remove my-edits france                  undo one fact
-  loredit merge my-edits model-out --case water   a model with one edit in its weights
-  loredit export my-edits adapter --case water    an adapter for PEFT
+\b
+Learn each fact of a list as an edit of its own; look at what the folder holds.
+  loredit apply my-edits --data facts.json
+  loredit show my-edits
 
-  loredit classify --task mrpc --editor roselora  what the same methods give outside editing
+\b
+Answers without and with the edits, side by side; undo one fact.
+  loredit ask my-edits "The capital of France is"
+  loredit remove my-edits france
+
+\b
+A model with one edit in its weights; an adapter for PEFT.
+  loredit merge my-edits model-out --case water
+  loredit export my-edits adapter --case water
+
+\b
+What the same methods give outside editing.
+  loredit classify --task mrpc --editor roselora --data GLUE_DIR
 
 Benchmarks are run with run_edit.py.
 """

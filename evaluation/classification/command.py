@@ -7,16 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
+# \b keeps the lines of a paragraph as they are.
 HELP = """
 Train a text classifier or multiple-choice answerer with one of the editors, several seeds side by side, and score it.
 
-Examples:
+\b
+MRPC from GLUE's own files in DIR (or DIR/mrpc), on MiniLM-L6; without --data
+from the hub.
+  loredit classify --task mrpc --editor roselora --data DIR
 
-  python -m loredit.evaluation.classification --task mrpc --editor roselora --data DIR
-      MRPC from GLUE's own files in DIR (or DIR/mrpc), on MiniLM-L6; without --data from the hub.
-
-  python -m loredit.evaluation.classification --task human-vs-machine --editor lora --ensemble --data texts.jsonl
-      A binary classifier for each machine against human, joined to one answer.
+\b
+A binary classifier for each machine against human, joined to one answer.
+  loredit classify --task human-vs-machine --editor lora --ensemble \\
+      --data texts.jsonl
 
 Tasks: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, aqua, human-vs-machine.
 """

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _log = logging.getLogger(__name__)
 _SHOWN = 10
@@ -102,3 +103,14 @@ def folder_of(source: str, task: str, needs: Iterable[str]) -> Path:
         f"{source} holds no {task} data: expected {' or '.join(needs)} there or in {Path(source) / task}. "
         "--data hub takes it from the Hugging Face hub"
     )
+
+
+def json_object(line: str) -> dict[str, Any]:
+    """A line's JSON object. Raises ValueError saying what it is instead."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON, column {error.colno}: {error.msg}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"expected an object with fields, found {record!r}")
+    return record

@@ -6,11 +6,10 @@ scored with its question; rationales are not used. Training questions that occur
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from ._examples import DataError, Example, TaskData, folder_of, read_rows, sha256_of, text_of
+from ._examples import DataError, Example, TaskData, folder_of, json_object, read_rows, sha256_of, text_of
 
 _LETTERS = ("A", "B", "C", "D", "E")
 _FILES = {"train": ("train.json", "train-flan.json"), "dev": ("dev.json",), "test": ("test.json",)}
@@ -55,13 +54,7 @@ def _from_hub() -> tuple[dict[str, tuple[Example, ...]], str]:
 
 
 def _example(line: str) -> Example:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON, column {error.colno}: {error.msg}") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"expected an object with fields, found {record!r}")
-    return _from_record(record)
+    return _from_record(json_object(line))
 
 
 def _from_record(record: Mapping[str, Any]) -> Example:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from ._examples import DataError, Example, TaskData, read_rows, sha256_of
+from ._examples import DataError, Example, TaskData, json_object, read_rows, sha256_of
 
 HUMAN = "human"
 
@@ -59,12 +58,7 @@ def _topic(record: dict[str, Any]) -> str:
 
 
 def _record(line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON, column {error.colno}: {error.msg}") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"expected an object with fields, found {record!r}")
+    record = json_object(line)
     for field in ("text", "label"):
         if not isinstance(record.get(field), str) or not record[field].strip():
             raise ValueError(f"field {field!r} is {record.get(field)!r}, expected a text")

@@ -160,6 +160,16 @@ def test_a_topics_split_does_not_change_when_rows_are_added(tmp_path):
     assert all(set(few.splits[name]) <= set(many.splits[name]) for name in few.splits)
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [("{'text'}", "not JSON, column 2: "), ("[1]", r"expected an object with fields, found \[1\]")],
+)
+def test_a_line_that_is_no_json_object_is_told(line, says, tmp_path):
+    (tmp_path / "a.jsonl").write_text(line + "\n")
+    with pytest.raises(DataError, match=f"line 1: {says}"):
+        human_vs_machine.load(str(tmp_path / "a.jsonl"))
+
+
 def test_bad_texts_and_labels_are_told(tmp_path):
     with pytest.raises(DataError, match=r"line 1: field 'text' is 3, expected a text"):
         human_vs_machine.load(str(essays(tmp_path / "a.jsonl.gz", text=3)))

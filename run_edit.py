@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from tqdm import tqdm
+
+from loredit.bar import Bar
 
 # \b keeps the lines of a paragraph as they are.
 HELP = """
@@ -75,26 +76,6 @@ MODES = {
     Eval.generation: ("token_em", "generation"),
     Eval.all: ("token_em", "generation", "probabilities"),
 }
-
-
-class Bar:
-    """A progress bar that counts facts, with a rate; it appears with the first fact."""
-
-    def __init__(self) -> None:
-        self._bar: tqdm | None = None
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def __call__(self, phase: str, done: float, total: int) -> None:
-        if self._bar is None:  # what an earlier session did counts as done, but not in the rate
-            layout = "{desc:<18} {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
-            self._bar = tqdm(total=total, initial=done, unit="edit", bar_format=layout)
-        self._bar.set_description_str(phase, refresh=False)
-        self._bar.update(done - self._bar.n)
 
 
 def _numbers(text: str | None) -> list[int] | None:
@@ -181,9 +162,8 @@ def main(
     from loredit.evaluation import report, runs
 
     disable_progress_bar()  # "Loading weights" is over in a second; the bar that matters is ours
-    bar = Bar()
     try:
-        with bar:
+        with Bar() as bar:
             result = runs.run(
                 editor,
                 hparams,

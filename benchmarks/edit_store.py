@@ -1,10 +1,11 @@
 """Many edits in one store: where prompts are routed to, what the scores are through the router, and what it costs.
 
-    python benchmarks/edit_store.py --data ZsRE-test-1001.json --facts 1000 --calibrate 300
+    loredit apply my-edits --data ZsRE-test-1001.json --limit 1000
+    python benchmarks/edit_store.py --edits my-edits --data ZsRE-test-1001.json --calibrate 300
 
-The routing is calibrated on the first facts (``--calibrate``); the others' numbers stand beside those of all. Edits are
-trained first and kept in ``--store``; a store that is there already is used as it is. ``--index`` N routes among the
-first N facts although only the first ``--facts`` have edits; a prompt that goes to another is computed unedited.
+The routing is calibrated on the first facts (``--calibrate``); the others' numbers stand beside those of all.
+``--index`` N routes among the first N facts of the data although not all have edits; a prompt that goes to another is
+computed unedited.
 """
 
 from __future__ import annotations
@@ -20,34 +21,12 @@ from tqdm import tqdm
 
 import loredit
 from loredit.data import Fact
-from loredit.editors import Edits, EditStore, RoseLoRA, _store
+from loredit.editors import Edits, EditStore, _store
 from loredit.editors._encoding import Batch, Encoder, padded
 from loredit.editors._forward import frozen, logits_at
-from loredit.editors._models import LoadedModel
 from loredit.editors._store import _matches
 
 Row = tuple[int, str, str, str]  # fact, kind of probe, prompt, answer
-
-
-def built(loaded: LoadedModel, facts: Sequence[Fact], folder: Path, overrides: Sequence[str]) -> EditStore:
-    editor = RoseLoRA(loaded.model, loaded.tokenizer, loredit.hparams.load(RoseLoRA, "smollm2", overrides))
-    if (folder / "edits.json").exists():
-        store = EditStore.load(folder, loaded.model, loaded.tokenizer)
-        if overrides and store.edits().editor.hparams != editor.hparams:
-            raise SystemExit(f"error: the edits in {folder} were trained with other values; give another --store")
-        return store
-    parts, begun = [], time.perf_counter()
-    with tqdm(total=len(facts), unit="edit") as bar:
-        for part in editor.edit_batches(facts):
-            parts.append(part)
-            bar.update(len(part))
-    print(f"trained {len(facts)} edits in {time.perf_counter() - begun:.0f} s")
-    edits = Edits.concatenated(parts)
-    order = {carried[0].case_id: e for e, carried in enumerate(edits.facts)}
-    store = EditStore(loaded.model, loaded.tokenizer)
-    store.add(edits.taken([order[fact.case_id] for fact in facts]))
-    store.save(folder)
-    return store
 
 
 def probes(facts: Sequence[Fact]) -> list[Row]:
@@ -166,28 +145,24 @@ def search(n: int, width: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--facts", type=int, default=1000)
-    parser.add_argument("--calibrate", type=int, default=300, help="facts that the routing is calibrated on")
-    parser.add_argument("--store", type=Path, default=Path("results/edit-store"))
     parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="train with this instead of the preset's value; repeatable",
+        "--edits", type=Path, required=True, help="what `loredit apply` wrote for the first facts of --data"
     )
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--calibrate", type=int, default=300, help="facts that the routing is calibrated on")
     parser.add_argument("--index", type=int, default=0, help="facts to route among, if more than --facts")
     parser.add_argument("--last", type=float, help="fix the weight of the last token's state")
     parser.add_argument("--question-marks", action="store_true", help="end every probe with a question mark")
     parser.add_argument("--only", choices=["routing", "scores", "time"], help="one part of the report alone")
     args = parser.parse_args()
-    indexed = loredit.load_facts(args.data).facts[: max(args.facts, args.index)]
-    facts = indexed[: args.facts]
     loaded = loredit.load_model("smollm2-135m")
-    edited = built(loaded, facts, args.store, args.overrides)
-    file = sum(path.stat().st_size for path in args.store.iterdir())
+    edited = EditStore(loaded.model, loaded.tokenizer)
+    edited.add(Edits.load(args.edits, loaded.model, loaded.tokenizer))
+    indexed = loredit.load_facts(args.data).facts[: max(len(edited), args.index)]
+    facts = indexed[: len(edited)]
+    if [fact.case_id for fact in facts] != edited.case_ids:
+        raise SystemExit(f"error: {args.edits} does not hold the edits of the first {len(edited)} facts of {args.data}")
+    file = sum(path.stat().st_size for path in args.edits.iterdir())
     print(f"{len(edited)} edits: {edited.nbytes / 1e6:.1f} MB in memory, {file / 1e6:.1f} MB in files")
     if args.last is not None:
         _store._LAST = (args.last,)

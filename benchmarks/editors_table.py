@@ -25,10 +25,10 @@ sys.path.insert(0, str(ROOT))  # benchmarks are not part of the package
 
 from benchmarks import pages  # noqa: E402
 from loredit import hparams as presets  # noqa: E402
+from loredit.bar import Bar  # noqa: E402
 from loredit.editors import available, find, load_model  # noqa: E402
 from loredit.editors._files import replacing  # noqa: E402
 from loredit.evaluation import FactScores, Summary, report, run  # noqa: E402
-from run_edit import Bar  # noqa: E402
 
 PRESET = "smollm2"
 EDITORS = [*available(), "lora:smollm2-published", "roselora:smollm2-published"]
@@ -69,8 +69,7 @@ def row(name: str, options: argparse.Namespace) -> tuple[dict[str, Any], Row]:
     editor, _, hparams = name.partition(":")
     hparams = hparams or PRESET
     stem = Path(hparams).stem
-    bar = Bar()
-    with bar:
+    with Bar() as bar:
         result = run(
             editor,
             hparams,

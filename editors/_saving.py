@@ -116,7 +116,7 @@ def load(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 
 
 def remove(folder: Path, case_id: str) -> None:
-    """Undo one fact of independent edits, in the folder; the model is not needed."""
+    """Undo one fact of independent edits or of a store, in the folder; the model is not needed."""
     manifest = read_manifest(folder)
     edit = manifest.edit_of(case_id)
     if len(manifest.facts[edit]) > 1:
@@ -127,8 +127,6 @@ def remove(folder: Path, case_id: str) -> None:
         )
     if len(manifest.facts) == 1:
         raise EditsError(f"case {case_id!r} is all that {folder} holds; delete the folder")
-    if manifest.routing is not None:
-        raise EditsError(f"{folder} is a store; use EditStore.remove")
     rest = [e for e in range(len(manifest.facts)) if e != edit]
     left = manifest.model_copy(
         update={
@@ -136,7 +134,11 @@ def remove(folder: Path, case_id: str) -> None:
             "outcomes": tuple(manifest.outcomes[e] for e in rest),
         }
     )
-    write(folder, left, {name: taken(t, rest) for name, t in read_tensors(folder, manifest).items()})
+    owners = [e for e, facts in enumerate(manifest.facts) for _ in facts]
+    axis = {STORE + "states": [f for f, owner in enumerate(owners) if owner != edit]}
+    whole = (STORE + "mean", STORE + "turn")  # are of no edit
+    stored = read_tensors(folder, manifest).items()
+    write(folder, left, {name: t if name in whole else taken(t, axis.get(name, rest)) for name, t in stored})
 
 
 def write(folder: Path, manifest: Manifest, tensors: Mapping[str, Stored]) -> None:

@@ -86,7 +86,7 @@ class EditStore:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        layer: int = 2,
+        layer: int = 1,
         calibration: tuple[Routing, Whitening] | None = None,
     ) -> None:
         """Calibrated on the samples until :meth:`calibrate` is called, or as another store was."""

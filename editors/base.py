@@ -263,14 +263,36 @@ class Editor(ABC, Generic[H]):
 
     @final
     def edit_each(
-        self, facts: Sequence[Fact], *, edits_at_once: int | None = None, progress: Progress | None = None
+        self,
+        facts: Sequence[Fact],
+        *,
+        edits_at_once: int | None = None,
+        kept: str | Path | None = None,
+        progress: Progress | None = None,
     ) -> Edits:
-        """Independent edits, one for each fact, trained side by side; the result is in the order of ``facts``."""
+        """Independent edits, one for each fact, trained side by side; the result is in the order of ``facts``.
+
+        ``kept``: a folder that gets every finished batch; what lies there of an interrupted call with the same settings
+        is not trained again. The folder is the caller's to delete. ``progress`` is told the share of all facts.
+        """
         from ._training import in_batches  # the loop knows this module, not the other way round
 
-        parts = list(in_batches(self, facts, edits_at_once, progress))
-        places = [place for places, _ in parts for place in places]
-        return Edits.concatenated([edits for _, edits in parts]).taken([places.index(i) for i in range(len(facts))])
+        parts = [] if kept is None else _kept(self, facts, Path(kept))
+        known = {place for places, _ in parts for place in places}
+        left = [place for place in range(len(facts)) if place not in known]
+        done = len(known)
+
+        def told(phase: str, share: float, edits: int) -> None:
+            if progress:
+                progress(phase, (done + share * edits) / len(facts), len(facts))
+
+        for places, edits in in_batches(self, [facts[place] for place in left], edits_at_once, told):
+            if kept is not None:
+                edits.save(Path(kept) / str(len(parts)))
+            parts.append(([left[place] for place in places], edits))
+            done += len(places)
+        at = {place: i for i, place in enumerate(place for places, _ in parts for place in places)}
+        return Edits.concatenated([edits for _, edits in parts]).taken([at[place] for place in range(len(facts))])
 
     @final
     def edit_batches(
@@ -439,3 +461,19 @@ class Edits:
             tuple(self.facts[e] for e in edits),
             tuple(self.outcomes[e] for e in edits),
         )
+
+
+def _kept(editor: Editor[Any], facts: Sequence[Fact], folder: Path) -> list[tuple[list[int], Edits]]:
+    """The batches that an interrupted :meth:`Editor.edit_each` has left, each with the places of its facts."""
+    from ._saving import MANIFEST, EditsError
+
+    places = {fact.case_id: place for place, fact in enumerate(facts)}
+    parts = []
+    for path in sorted(folder.glob(f"*/{MANIFEST}"), key=lambda path: int(path.parent.name)):
+        edits = Edits.load(path.parent, editor.model, editor.tokenizer)
+        theirs, carried = edits.editor, [fact for (fact,) in edits.facts]
+        same = (theirs.name(), theirs.hparams, theirs.seed) == (editor.name(), editor.hparams, editor.seed)
+        if not same or any(fact.case_id not in places or fact != facts[places[fact.case_id]] for fact in carried):
+            raise EditsError(f"{folder} was begun with other facts or settings; go on with those, or delete it")
+        parts.append(([places[fact.case_id] for fact in carried], edits))
+    return parts

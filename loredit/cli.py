@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .bar import Bar
 from .evaluation.classification.command import HELP as CLASSIFY
 from .evaluation.classification.command import classify
 
@@ -102,6 +104,9 @@ def apply(
     ] = Mode.single,
     limit: Annotated[int | None, typer.Option(min=1, help="Edit this many facts at most.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out faulty records of the list.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run; each finished batch of edits was kept.")
+    ] = False,
     model: Annotated[
         str | None, typer.Option(help="Hub id, folder, GGUF file, smollm2-135m; else the preset's.")
     ] = None,
@@ -110,6 +115,8 @@ def apply(
     dtype: Annotated[str, typer.Option(help="Of the model: auto, float32, bfloat16.")] = "auto",
 ) -> None:
     """Learn facts and keep them in a folder.
+
+    In mode single, a run that is interrupted or killed loses the batch of facts in flight, and --resume goes on.
 
     loredit apply my-edits --data facts.csv --set lr=1e-3
     """
@@ -126,8 +133,17 @@ def apply(
         loaded_facts = facts_of.load(data, skip_bad=skip_bad)
         loaded = load_model(settings.model, device=device, dtype=dtype)
         method = cls(loaded.model, loaded.tokenizer, settings, seed=seed)
-        edits = _learned(method, loaded_facts.facts[:limit], mode)
-        edits.save(folder)
+        facts = loaded_facts.facts[:limit]
+        with _unfinished(folder, resume) as kept, Bar() as bar:
+
+            def told(phase: str, share: float, total: int) -> None:
+                bar(phase, share * total, total)
+
+            if mode is Mode.batch:
+                edits = method.edit(facts, progress=told)
+            else:
+                edits = method.edit_each(facts, kept=kept, progress=told)
+            edits.save(folder)
         for record in loaded_facts.bad:
             err.print(f"left out: {record}", markup=False)
         failed = [(e, o.error) for e, o in enumerate(edits.outcomes) if o.error]
@@ -138,31 +154,22 @@ def apply(
         raise typer.Exit(1)
 
 
-def _learned(method: Any, facts: Sequence[Any], mode: Mode) -> Edits:
-    from tqdm import tqdm
-
-    from .editors import Edits
-
-    layout = "{desc} {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
-    with tqdm(total=len(facts), unit="fact", bar_format=layout) as bar:
-        done = 0
-
-        def told(phase: str, share: float, edits: int) -> None:
-            bar.set_description_str(phase, refresh=False)
-            bar.update(done + share * (edits if mode is Mode.single else len(facts)) - bar.n)
-
-        if mode is Mode.batch:
-            edits = method.edit(facts, progress=told)
-            bar.update(len(facts) - bar.n)
-            return edits
-        parts = []
-        for part in method.edit_batches(facts, progress=told):
-            parts.append(part)
-            done += len(part)
-            bar.update(done - bar.n)
-    edits = Edits.concatenated(parts)
-    places = {carried[0].case_id: e for e, carried in enumerate(edits.facts)}
-    return edits.taken([places[fact.case_id] for fact in facts])
+@contextmanager
+def _unfinished(folder: Path, resume: bool) -> Iterator[Path]:
+    """Where finished batches of edits lie until all are finished."""
+    kept = folder / ".unfinished"
+    if kept.exists() and not resume:
+        raise ValueError(f"{folder} holds edits of an interrupted run; --resume goes on with it, or delete {kept}")
+    try:
+        yield kept
+    except KeyboardInterrupt:
+        if kept.exists():
+            err.print("interrupted; the batches that are finished are kept. The same command with --resume goes on.")
+        raise
+    for manifest in kept.glob("*/edits.json"):  # first, so that no half batch can be taken for a whole one
+        manifest.unlink()
+    if kept.exists():
+        shutil.rmtree(kept)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from loredit.cli import app
-from loredit.editors import Edits, load_model
+from loredit.editors import Edits, RoseLoRA, load_model
 
 FACTS = [
     {"case_id": "france", "prompt": "The capital of France is", "target_new": "Rome"},
@@ -185,3 +185,47 @@ def test_what_cannot_be_merged_or_found_says_so(made, tmp_path):
     )
     assert "holds no edits" in run("show", tmp_path / "nothing", code=2)
     assert "did you mean 'roselora'" in run("apply", tmp_path / "x", "--editor", "roslora", code=2)
+
+
+APPLY = """
+import os, signal, sys
+from loredit.cli import app
+from loredit.editors import Edits
+
+save, saved = Edits.save, []
+
+def killed_after_two(edits, folder):
+    save(edits, folder)
+    saved.append(folder)
+    if len(saved) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Edits.save = killed_after_two
+app(sys.argv[1:])
+"""
+
+
+def test_a_killed_apply_goes_on_and_ends_as_an_undisturbed_one(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("loredit.editors._memory._MOST", {"cpu": 1})
+    facts = [*FACTS, {"case_id": "sky", "prompt": "The sky is", "target_new": "green"}]
+    (tmp_path / "facts.json").write_text(json.dumps(facts))
+    common = ("--data", tmp_path / "facts.json", "--hparams", made / "roselora.yaml", "--dtype", "float32")
+    run("apply", tmp_path / "whole", *common)
+
+    setup = "from loredit.editors import _memory\n_memory._MOST = {'cpu': 1}\n"
+    call = [sys.executable, "-c", setup + APPLY, "apply", tmp_path / "cut", *common]
+    root = Path(__file__).parents[1]
+    assert subprocess.run([str(part) for part in call], check=False, cwd=root, capture_output=True).returncode == -9
+    assert "no edits" in run("show", tmp_path / "cut", code=2)
+    assert "--resume goes on" in run("apply", tmp_path / "cut", *common, code=2)
+    assert "begun with other facts" in run("apply", tmp_path / "cut", *common, "--resume", "--set", "lr=1e-3", code=2)
+
+    trained = []
+    fresh = RoseLoRA.fresh
+    monkeypatch.setattr(RoseLoRA, "fresh", lambda self, seeds: trained.append(seeds) or fresh(self, seeds))
+    told = run("apply", tmp_path / "cut", *common, "--resume")
+    assert "3 of 3 edits" in told
+    assert sum(seeds != [0] for seeds in trained) == 1  # 0 is the seed of frames that nothing is trained in
+    assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == sorted(
+        p.name for p in (tmp_path / "whole").iterdir()
+    )

@@ -10,7 +10,7 @@ import torch
 
 import loredit
 from loredit.data import Fact
-from loredit.editors import Edits, EditStore
+from loredit.editors import Edits, EditStore, _saving
 from loredit.editors._saving import EditsError
 from loredit.editors._store import Whitening, _matches, _parted
 
@@ -161,3 +161,13 @@ def test_calibration_uses_the_last_token_only_where_it_helps(tokenizer):
     assert store.routing != before
     store.calibrate(samples)
     assert store.routing == before
+
+
+def test_a_fact_is_undone_in_a_saved_store_as_in_the_store_itself(store, tokenizer, tmp_path):
+    store.save(tmp_path / "one")
+    _saving.remove(tmp_path / "one", "water")
+    store.remove("water")
+    store.save(tmp_path / "other")
+    one, other = (sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("one", "other"))
+    assert one == other  # weights are called after their content
+    assert EditStore.load(tmp_path / "one", store.model, tokenizer).route(PROMPTS) == store.route(PROMPTS)

@@ -291,6 +291,7 @@ class Editor(ABC, Generic[H]):
                 edits.save(Path(kept) / str(len(parts)))
             parts.append(([left[place] for place in places], edits))
             done += len(places)
+            told("finished", 0.0, 0)
         at = {place: i for i, place in enumerate(place for places, _ in parts for place in places)}
         return Edits.concatenated([edits for _, edits in parts]).taken([at[place] for place in range(len(facts))])
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -31,50 +30,51 @@ def frozen(model: nn.Module) -> Iterator[None]:
             p.requires_grad = flag
 
 
-def trainable_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """The attention to train with. On a CPU in bfloat16, going backward through the fused one takes several times as
-    long as through plain products (2.6 times at 64 rows of 24 tokens); elsewhere it is the model's own."""
-    if model.device.type == "cpu" and model.dtype == torch.bfloat16:
-        return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()
-
-
-def _one_query(
+def _plain_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of one token a row, (R, H, 1, D), as two products over all rows and heads at once."""
-    rows, heads, tokens, width = query.shape
-    if tokens > 1 or kwargs.get("position_bias") is not None or kwargs.get("softcap") is not None:
+    """(R, H, T, D), twice (R, K, S, D) -> (R, T, H, D), as two products over all rows at once. The H / K query heads
+    that share a key head are one matrix."""
+    (rows, heads, tokens, width), (_, shared, seen, _) = query.shape, key.shape
+    if kwargs.get("position_bias") is not None or kwargs.get("softcap") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    scale = kwargs.get("scaling") or width**-0.5
-    grouped = query.reshape(rows * key.shape[1], -1, width) * scale  # query heads that share a key head
-    scores = torch.bmm(grouped, key.flatten(0, 1).mT).view(rows, key.shape[1], -1, key.shape[2])
-    if attention_mask is not None:
-        mask = attention_mask.view(rows, -1, 1, key.shape[2])
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
+    grouped = (query * (kwargs.get("scaling") or width**-0.5)).reshape(rows * shared, -1, width)
+    scores = torch.bmm(grouped, key.flatten(0, 1).mT).view(rows, heads, tokens, seen)
+    causal = kwargs.get("is_causal")
+    if attention_mask is None and tokens > 1 and (getattr(module, "is_causal", True) if causal is None else causal):
+        attention_mask = torch.ones(tokens, seen, dtype=torch.bool, device=query.device).tril()
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
     share = scores.softmax(-1, dtype=torch.promote_types(torch.float32, scores.dtype)).to(value.dtype)
-    out = torch.bmm(share.flatten(0, 1), value.flatten(0, 1))
-    return out.view(rows, 1, heads, width), None
+    out = torch.bmm(share.view(rows * shared, -1, seen), value.flatten(0, 1))
+    return out.view(query.shape).transpose(1, 2), None
 
 
-_ONE_QUERY = "loredit_one_query"
+_PLAIN = "loredit_plain"
 
 
 @contextmanager
-def decoding_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The attention to generate with. On a CPU, the fused one takes several times as long for a single token a row as
-    plain products (docs/performance.md); elsewhere it is the model's own."""
+def plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Attention as plain products on a CPU, where the fused one takes several times as long for a single token a row
+    and backward (docs/performance.md); elsewhere, and where the model's own is not fused, the model's own."""
     own = model.config._attn_implementation
     if model.device.type != "cpu" or own != "sdpa":
         yield
         return
-    AttentionInterface.register(_ONE_QUERY, _one_query)
-    AttentionMaskInterface.register(_ONE_QUERY, sdpa_mask)
-    model.config._attn_implementation = _ONE_QUERY
+    AttentionInterface.register(_PLAIN, _plain_attention)
+    AttentionMaskInterface.register(_PLAIN, sdpa_mask)
+    model.config._attn_implementation = _PLAIN
     try:
         yield
     finally:
         model.config._attn_implementation = own
+
+
+def trainable_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """The attention to train with: in float32 the fused one goes backward as fast, and keeps no scores for it."""
+    return plain_attention(model) if model.dtype == torch.bfloat16 else nullcontext()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ._encoding import padded
-from ._forward import decoding_attention, frozen, head_sees
+from ._forward import frozen, head_sees, plain_attention
 from ._random import seed_of
 
 Attach = Callable[[Sequence[int]], AbstractContextManager[None]]
@@ -62,7 +62,7 @@ def continuations(
     places = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
     last = head_sees(model, lambda hidden: hidden[:, -1:])
-    with frozen(model), decoding_attention(model), last, ExitStack() as attached:
+    with frozen(model), plain_attention(model), last, ExitStack() as attached:
         attached.enter_context(attach(running))
         for step in range(tokens):
             logits = model(

@@ -18,12 +18,13 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from loredit.data import Fact
 from loredit.editors import _memory, _rows, _training
 from loredit.editors._adam import Adam
 from loredit.editors._encoding import Batch, Encoded, Encoder, EncodingError, Table, padded
-from loredit.editors._forward import decoding_attention, input_of, kept, logits_at, replayed
+from loredit.editors._forward import _plain_attention, input_of, kept, logits_at, plain_attention, replayed
 from loredit.editors._generation import TopK, continuations, sampled_texts
 from loredit.editors._random import PerEdit, dropout, mixed, seed_of
 from loredit.editors._rows import Rows
@@ -455,7 +456,7 @@ def test_generation_with_left_padding_is_greedy_decoding_alone(family, tokenizer
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "opt"])
-def test_decoding_attention_is_the_models_own(family):
+def test_plain_attention_decodes_as_the_models_own(family):
     model = tiny.model(family)
     mask = torch.ones(3, 9, dtype=torch.long)
     mask[0, :4] = 0  # padded on the left
@@ -471,8 +472,38 @@ def test_decoding_attention_is_the_models_own(family):
         return out.logits
 
     own = model.config._attn_implementation
-    torch.testing.assert_close(last(decoding_attention(model)), last(nullcontext()), **close(family))
+    torch.testing.assert_close(last(plain_attention(model)), last(nullcontext()), **close(family))
     assert own == model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_plain_attention_goes_forward_and_backward_as_the_models_own(family, padding):
+    model = tiny.model(family)
+    mask = torch.ones(3, 12, dtype=torch.long)  # more than the windows of 8 tokens
+    if padding != "none":
+        mask[1, :5] = 0
+        mask = mask if padding == "left" else mask.flip(1)
+    seen = {} if padding == "none" else {"attention_mask": mask}
+
+    def ends(attention: Any) -> tuple[Tensor, Tensor]:
+        inputs = model.get_input_embeddings()(torch.arange(36).view(3, 12)).detach().requires_grad_()
+        with attention:
+            logits = model(inputs_embeds=inputs, use_cache=False, **seen).logits[mask.bool()]
+        return logits, torch.autograd.grad(logits.square().sum(), inputs)[0]
+
+    for plain, own in zip(ends(plain_attention(model)), ends(nullcontext()), strict=True):
+        torch.testing.assert_close(plain, own, **close(family))
+
+
+@pytest.mark.parametrize("causal", [True, False])  # a decoder's and an encoder's
+def test_plain_attention_sees_what_the_model_lets_it_see(causal):
+    q, k, v = torch.randn(2, 6, 5, 4), torch.randn(2, 2, 5, 4), torch.randn(2, 2, 5, 4)
+    module: Any = nn.Module()
+    module.is_causal, module.num_key_value_groups = causal, 3
+    for told in ({}, {"is_causal": not causal}):
+        plain, own = (f(module, q, k, v, None, **told)[0] for f in (_plain_attention, sdpa_attention_forward))
+        torch.testing.assert_close(plain, own)
 
 
 LAST = (0, 3, 19, 1, 7, 3)  # the token of each row's text after which it is finished
@@ -714,4 +745,10 @@ def test_batches_come_as_they_are_finished_the_longest_first(model, tokenizer, f
 def test_progress_is_told_up_to_the_end(model, tokenizer, facts):
     told: list[tuple[Any, ...]] = []
     methods.editor("lora", model, tokenizer, steps=4).edit_each(facts[:2], progress=lambda *args: told.append(args))
-    assert told == [("training", share, 2) for share in (0.25, 0.5, 0.75, 1.0)]
+    assert told == [*(("training", share, 2) for share in (0.25, 0.5, 0.75, 1.0)), ("finished", 1.0, 2)]
+    told.clear()
+    editor = methods.editor("lora", model, tokenizer, steps=4)
+    editor.edit_each(facts[:3], edits_at_once=2, progress=lambda *args: told.append(args))
+    shares = [share for _, share, _ in told]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0

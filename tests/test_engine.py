@@ -23,7 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from loredit.data import Fact
 from loredit.editors import _memory, _rows, _training
 from loredit.editors._adam import Adam
-from loredit.editors._encoding import Batch, Encoded, Encoder, EncodingError, Table, padded
+from loredit.editors._encoding import Batch, Encoded, Encoder, EncodingError, Table, chunks, padded
 from loredit.editors._forward import _plain_attention, input_of, kept, logits_at, plain_attention, replayed
 from loredit.editors._generation import TopK, continuations, sampled_texts
 from loredit.editors._random import PerEdit, dropout, mixed, seed_of
@@ -252,6 +252,21 @@ def test_a_batch_predicts_each_wanted_token_from_the_one_before():
         (2, 2, 4),
     ]
     assert batch.table.counts.tolist() == [2, 1, 1]
+
+
+def least(sizes: tuple[int, ...], most: int) -> float:
+    """The cost of the best way to cut, found by trying all."""
+    whole = max(sizes, default=0) * len(sizes)
+    ways = [least(sizes[:i], most) + least(sizes[i:], most) for i in range(1, len(sizes))]
+    return min([whole + most / 10] * (bool(sizes) and (whole <= most or len(sizes) == 1)) + ways, default=0.0)
+
+
+@pytest.mark.parametrize("sizes", [(), (30,), (7,) * 9, (9, 9, 8, 4, 4, 3, 2), (25, 3, 3, 2, 1, 1), (1, 9, 2, 8, 1, 8)])
+def test_chunks_are_cut_where_it_costs_least(sizes):
+    found = [tuple(chunk) for chunk in chunks(sizes, sizes, 20)]
+    assert sum(found, ()) == sizes
+    assert all(max(chunk) * len(chunk) <= 20 or len(chunk) == 1 for chunk in found)
+    assert sum(max(chunk) * len(chunk) + 2 for chunk in found) == least(sizes, 20)
 
 
 # Adam

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ._sites import blocks
+from ._sites import blocks, roles, sites
 
 
 @contextmanager
@@ -92,8 +92,28 @@ def head_sees(model: PreTrainedModel, select: Callable[[Tensor], Tensor]) -> Ite
 
 def logits_at(model: PreTrainedModel, ids: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:
     """(R, T) ids, N places (row, position) -> (N, V) logits."""
-    with head_sees(model, lambda hidden: hidden[at].unsqueeze(0)):
+    with _last_maps_at(model, at[0] * ids.shape[1] + at[1]), head_sees(model, lambda hidden: hidden[at].unsqueeze(0)):
         return model(input_ids=ids, use_cache=False).logits.squeeze(0)
+
+
+@contextmanager
+def _last_maps_at(model: PreTrainedModel, places: Tensor) -> Iterator[None]:
+    """The last block's linear maps give zero but at these places, row * T + position; only its keys and values are
+    seen from others."""
+
+    def at_places(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def mapped(x: Tensor) -> Tensor:
+            y = forward(x.flatten(0, -2).index_select(0, places))
+            return y.new_zeros(x[..., 0].numel(), y.shape[-1]).index_copy_(0, places, y).view(*x.shape[:-1], -1)
+
+        return mapped
+
+    own = [role for role in roles(model) if role not in ("key", "value", "qkv")]
+    with ExitStack() as stack:
+        for site in sites(model, own, [len(blocks(model)) - 1]):
+            module = model.get_submodule(site.name)
+            stack.enter_context(_forwarded(module, at_places(module.forward)))
+        yield
 
 
 @contextmanager
@@ -168,18 +188,24 @@ def replayed(model: nn.Module, layer: int, hidden: Tensor) -> Iterator[None]:
             return args, {**kwargs, "hidden_states": hidden}
         return (hidden, *args[1:]), kwargs
 
-    own = [(block, vars(block).get("forward")) for block in below]  # None: the class's, as it should be
-    handle = blocks(model)[layer].register_forward_pre_hook(swap, with_kwargs=True)
-    try:
+    with ExitStack() as stack:
+        stack.callback(blocks(model)[layer].register_forward_pre_hook(swap, with_kwargs=True).remove)
         for block in below:
-            block.forward = lambda hidden_states, *_, **__: hidden_states
+            stack.enter_context(_forwarded(block, lambda hidden_states, *_, **__: hidden_states))
+        yield
+
+
+@contextmanager
+def _forwarded(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """The module computes this, between its hooks."""
+    own = vars(module).get("forward")  # None: the class's, as it should be
+    module.forward = forward
+    try:
         yield
     finally:
-        handle.remove()
-        for block, forward in own:
-            del block.forward
-            if forward is not None:
-                block.forward = forward
+        del module.forward
+        if own is not None:
+            module.forward = own
 
 
 def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

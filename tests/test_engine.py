@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -28,7 +29,7 @@ from loredit.editors._forward import _plain_attention, input_of, kept, logits_at
 from loredit.editors._generation import TopK, continuations, sampled_texts
 from loredit.editors._random import PerEdit, dropout, mixed, seed_of
 from loredit.editors._rows import Rows
-from loredit.editors._sites import SiteError, sites, transposed, weight_shape
+from loredit.editors._sites import SiteError, roles, sites, transposed, weight_shape
 from loredit.editors._training import lesson
 from loredit.evaluation.scoring import evaluate
 
@@ -388,6 +389,23 @@ def test_replaying_lower_blocks_is_a_full_pass(family, tokenizer):
             with replayed(model, layer, hidden + 0.1 * randn(*hidden.shape)):
                 assert not torch.allclose(logits_at(model, ids, at), full)
         assert torch.equal(logits_at(model, ids, at), full)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_last_blocks_maps_are_computed_only_where_logits_are_asked_for(family):
+    model, ids = tiny.model(family), torch.arange(60).view(3, 20)
+    needed = [role for role in roles(model) if role not in ("key", "value", "qkv")]
+    maps = sum(site.inputs * site.outputs for site in sites(model, needed, [2]))
+    at = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([4, 9, 0, 1, 19])
+
+    def operations(n: int) -> int:
+        with FlopCounterMode(display=False) as count, torch.no_grad():
+            logits_at(model, ids, (at[0][:n], at[1][:n]))
+        return count.get_total_flops()
+
+    head = model.get_output_embeddings().weight.numel()
+    assert operations(5) - operations(2) == 2 * 3 * (maps + head)
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_replayed_blocks_are_not_run(model, tokenizer):

@@ -43,7 +43,7 @@ from loredit.editors._models import load as load_model
 from loredit.editors._sites import head, sites
 from loredit.evaluation.classification import _scores, runs
 from loredit.evaluation.classification.__main__ import app
-from loredit.evaluation.classification._encoding import Encoder, collated
+from loredit.evaluation.classification._encoding import Encoder, Interleaved, collated
 from loredit.evaluation.classification._model import Below, SideBySide, fresh_head, losses
 from loredit.evaluation.classification._training import TrainingError, scored
 
@@ -199,8 +199,6 @@ def test_replaying_the_lower_blocks_changes_nothing(monkeypatch):
 
 
 def test_every_edit_has_an_order_of_its_own_and_meets_each_example_once_an_epoch():
-    from loredit.evaluation.classification._encoding import Interleaved
-
     on = loaded()
     part = Encoder(on.model, on.tokenizer, 32, 0)([Example((("x" * (i // 40 + 1), None),), 0) for i in range(200)])
     items = [*Interleaved([part, part, part[:100]], [0, 1, 0])]
@@ -209,6 +207,14 @@ def test_every_edit_has_an_order_of_its_own_and_meets_each_example_once_an_epoch
     assert orders[0] != orders[1]
     assert all(orders[2].count(e.keys[0]) == 2 for e in part[:100])
     assert all(abs(item[0].length - item[1].length) <= 2 for item in items)
+
+
+def test_texts_of_one_length_do_not_come_class_by_class():
+    on = loaded()
+    part = Encoder(on.model, on.tokenizer, 32, 0)([Example((("x", None),), label) for label in (0, 1, 2) * 100])
+    part.sort(key=lambda example: example.label)  # as a file may have them
+    labels = [item[0].label for item in Interleaved([part], [0])]
+    assert all(len({*labels[i : i + 16]}) > 1 for i in range(0, 300, 16))
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_advice():

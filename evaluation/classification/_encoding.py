@@ -84,7 +84,9 @@ class Interleaved(Dataset[tuple[Encoded, ...]]):
 
 def _shuffled_by_length(examples: Sequence[Encoded], seed: int) -> list[Encoded]:
     """From short to long, but shuffled among neighbours."""
-    order, draw = sorted(examples, key=lambda example: example.length), random.Random(seed)
+    draw = random.Random(seed)
+    # Shuffled first: texts of one length, such as all that are cut, would come class by class if the file does.
+    order = sorted(draw.sample(examples, len(examples)), key=lambda example: example.length)
     chunks = [order[i : i + _CHUNK] for i in range(0, len(order), _CHUNK)]
     for chunk in chunks:
         draw.shuffle(chunk)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -99,12 +100,14 @@ class SparseLowRank(LowRank):
 def _largest(score: Tensor, share: Sequence[float]) -> Tensor:
     """(E, G, n) -> bool: exactly ceil(share[e] n) entries of each of edit e's rows, ties going to the lower index."""
     n = score.shape[-1]
-    # Rounded first: 0.07 * 100 is 7.000000000000001.
-    keep = torch.tensor([math.ceil(round(s * n, 9)) for s in share], device=score.device).view(-1, 1, 1)
-    top = score.topk(int(keep.max()), dim=-1).values
-    least = top.gather(-1, (keep - 1).expand(*score.shape[:2], 1))
+    keep = [math.ceil(round(s * n, 9)) for s in share]  # rounded first: 0.07 * 100 is 7.000000000000001
+    runs = [(k, len(list(run))) for k, run in groupby(keep)]  # one, where edits have begun together
+    parts = zip(score.split([edits for _, edits in runs]), runs, strict=True)
+    # Not sorted: sorting those that are kept would take longer than finding them.
+    least = torch.cat([part.topk(k, sorted=False).values.amin(-1, keepdim=True) for part, (k, _) in parts])
     above, tied = score > least, score == least
-    return above | (tied & (tied.cumsum(-1) <= keep - above.sum(-1, keepdim=True)))
+    room = torch.tensor(keep, device=score.device).view(-1, 1, 1) - above.sum(-1, keepdim=True)
+    return above | (tied & (tied.cumsum(-1) <= room))
 
 
 class SparsePatch(WeightSitePatch[LowRank]):

@@ -262,7 +262,9 @@ def least(sizes: tuple[int, ...], most: int) -> float:
     return min([whole + most / 10] * (bool(sizes) and (whole <= most or len(sizes) == 1)) + ways, default=0.0)
 
 
-@pytest.mark.parametrize("sizes", [(), (30,), (7,) * 9, (9, 9, 8, 4, 4, 3, 2), (25, 3, 3, 2, 1, 1), (1, 9, 2, 8, 1, 8)])
+@pytest.mark.parametrize(
+    "sizes", [(), (30,), (7,) * 9, (7, 7, 6), (9, 9, 8, 4, 4, 3, 2), (25, 3, 3, 2, 1, 1), (1, 9, 2, 8, 1, 8)]
+)
 def test_chunks_are_cut_where_it_costs_least(sizes):
     found = [tuple(chunk) for chunk in chunks(sizes, sizes, 20)]
     assert sum(found, ()) == sizes

@@ -18,16 +18,20 @@ from ._sites import blocks, roles, sites
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """The model in eval mode and without gradients of its own; both as they were afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(p, p.requires_grad) for p in model.parameters()]
+    # Only what is not so already: a prompt that is routed on its way to an edit passes here each time.
+    training = [module for module in model.modules() if module.training]
+    trained = [p for p in model.parameters() if p.requires_grad]
     try:
-        model.eval().requires_grad_(False)
+        for module in training:
+            module.training = False
+        for p in trained:
+            p.requires_grad = False
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
-        for p, flag in flags:
-            p.requires_grad = flag
+        for module in training:
+            module.training = True
+        for p in trained:
+            p.requires_grad = True
 
 
 def _plain_attention(

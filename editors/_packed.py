@@ -61,8 +61,10 @@ class Packed:
 
     def dense(self) -> Tensor:
         numbers = int(np.prod(self.shape[1:], dtype=np.int64))
-        bits = torch.from_numpy(np.unpackbits(self.mask.numpy(), axis=1, count=numbers)).bool()
-        return self.values.new_zeros(bits.shape).masked_scatter_(bits, self.values).view(self.shape)
+        bits = np.unpackbits(self.mask.numpy(), axis=1, count=numbers)
+        whole = self.values.new_zeros(bits.size)
+        whole[torch.from_numpy(np.flatnonzero(bits))] = self.values  # in less than half the time of masked_scatter_
+        return whole.view(self.shape)
 
     def take(self, edits: Sequence[int]) -> Packed:
         """These edits alone, in this order."""

@@ -150,7 +150,7 @@ def main() -> None:
     )
     parser.add_argument("--data", required=True)
     parser.add_argument("--calibrate", type=int, default=300, help="facts that the routing is calibrated on")
-    parser.add_argument("--index", type=int, default=0, help="facts to route among, if more than --facts")
+    parser.add_argument("--index", type=int, default=0, help="facts to route among, if more than have edits")
     parser.add_argument("--last", type=float, help="fix the weight of the last token's state")
     parser.add_argument("--question-marks", action="store_true", help="end every probe with a question mark")
     parser.add_argument("--only", choices=["routing", "scores", "time"], help="one part of the report alone")

@@ -1,6 +1,6 @@
 """Memory: what one more edit takes beside the formula, and a long list streaming through.
 
-    python benchmarks/memory.py --data ZsRE-test-1001.json --facts 10000 --steps 1
+    python benchmarks/memory.py --data ZsRE-test-1001.json
 
 First, the peak of a training step for some numbers of edits of like length side by side, from which the cost of one
 more follows, beside ``bytes_per_edit``, which ``--edits-at-once`` left to itself relies on. Then ``--facts`` facts (the
@@ -57,7 +57,7 @@ def main(
     data: Annotated[str, typer.Option(help="Facts, as for run_edit.py.")] = "samples",
     model: Annotated[str, typer.Option(help="As for throughput.py.")] = "smollm2-135m",
     facts: Annotated[int, typer.Option(help="Facts that stream through; 0: none.")] = 10_000,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each of them.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each of them.")] = 1,
 ) -> None:
     own, pool = model_of(model, "auto"), load(data).facts
     longest = max(pool, key=lambda fact: len(fact.prompt))

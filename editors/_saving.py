@@ -109,10 +109,14 @@ def manifest_of(edits: Edits) -> Manifest:
 
 def load(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Edits:
     manifest = read_manifest(folder)
+    return edits_of(folder, manifest, editor_of(folder, manifest, model, tokenizer))
+
+
+def edits_of(folder: Path, manifest: Manifest, editor: Editor[Any]) -> Edits:
+    """The edits in a folder, by the editor that made them."""
     tensors = {name: t for name, t in read_tensors(folder, manifest).items() if not name.startswith(STORE)}
-    editor = editor_of(folder, manifest, model, tokenizer)
-    frame = editor.untrained([0])
-    return Edits(editor, filled(folder, frame, tensors, len(manifest.facts)), manifest.facts, manifest.outcomes)
+    patch = filled(folder, editor.untrained([0]), tensors, len(manifest.facts))
+    return Edits(editor, patch, manifest.facts, manifest.outcomes)
 
 
 def remove(folder: Path, case_id: str) -> None:

@@ -466,15 +466,16 @@ class Edits:
 
 def _kept(editor: Editor[Any], facts: Sequence[Fact], folder: Path) -> list[tuple[list[int], Edits]]:
     """The batches that an interrupted :meth:`Editor.edit_each` has left, each with the places of its facts."""
-    from ._saving import MANIFEST, EditsError
+    from ._saving import MANIFEST, EditsError, edits_of, read_manifest
 
     places = {fact.case_id: place for place, fact in enumerate(facts)}
+    ours = (editor.name(), editor.hparams.model_dump(mode="json"), editor.seed, editor.model_identity)
     parts = []
-    for path in sorted(folder.glob(f"*/{MANIFEST}"), key=lambda path: int(path.parent.name)):
-        edits = Edits.load(path.parent, editor.model, editor.tokenizer)
-        theirs, carried = edits.editor, [fact for (fact,) in edits.facts]
-        same = (theirs.name(), theirs.hparams, theirs.seed) == (editor.name(), editor.hparams, editor.seed)
+    for path in folder.glob(f"*/{MANIFEST}"):
+        manifest = read_manifest(path.parent)
+        carried = [fact for (fact,) in manifest.facts]
+        same = ours == (manifest.editor, manifest.hparams, manifest.seed, manifest.base_model)
         if not same or any(fact.case_id not in places or fact != facts[places[fact.case_id]] for fact in carried):
             raise EditsError(f"{folder} was begun with other facts or settings; go on with those, or delete it")
-        parts.append(([places[fact.case_id] for fact in carried], edits))
+        parts.append(([places[fact.case_id] for fact in carried], edits_of(path.parent, manifest, editor)))
     return parts

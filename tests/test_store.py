@@ -171,3 +171,14 @@ def test_a_fact_is_undone_in_a_saved_store_as_in_the_store_itself(store, tokeniz
     one, other = (sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("one", "other"))
     assert one == other  # weights are called after their content
     assert EditStore.load(tmp_path / "one", store.model, tokenizer).route(PROMPTS) == store.route(PROMPTS)
+
+
+def test_undoing_a_fact_behind_an_edit_of_two_takes_its_own_prompt_along(edits, tokenizer, facts, tmp_path):
+    store = EditStore(edits.editor.model, tokenizer)
+    store.add(edits.editor.edit(facts[2:4]))
+    store.add(edits.taken([0, 1]))
+    store.save(tmp_path)
+    _saving.remove(tmp_path, "france")
+    store.remove("france")
+    again = EditStore.load(tmp_path, store.model, tokenizer)
+    torch.testing.assert_close(again._states, store._states, rtol=0, atol=0)

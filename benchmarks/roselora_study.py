@@ -62,7 +62,7 @@ PAGE = ROOT / "docs" / "roselora-study.md"
 FIGURE = ROOT / "docs" / "figures" / "roselora-study.png"
 RESULTS = ROOT / "benchmarks" / "results" / "roselora-study.json"
 SHOWN = ("edit_success", "generalization", "portability", "locality", "fluency")
-AT_ONCE = 10  # facts of one arm that are trained side by side and written together
+AT_ONCE = 40  # facts of one arm that are trained side by side and written together
 UNFINISHED = 3  # exit status
 
 

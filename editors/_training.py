@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -142,15 +143,15 @@ def train(
             loss, lowest = work.losses()
             failed = ~loss.isfinite()
             done = failed if h.stop_at is None else failed | ((lowest >= h.stop_at) & editor.may_stop(work.patch.steps))
-            last, over = loss.tolist(), done.nonzero().flatten().tolist()
+            last, flags = torch.stack([loss, done.to(loss.dtype)]).tolist()  # the one wait for the device in a step
+            over, left = [i for i, flag in enumerate(flags) if flag], [i for i, flag in enumerate(flags) if not flag]
             for i in over:
-                error = f"the loss became {last[i]} at step {step}; a lower lr may help" if failed[i] else None
+                error = None if isfinite(last[i]) else f"the loss became {last[i]} at step {step}; a lower lr may help"
                 outcomes[work.edits[i]] = Outcome(step, last[i], error)
             if over:
                 ended.append(([work.edits[i] for i in over], work.patch.finished(over)))
-            left = (~done).nonzero().flatten().tolist()
             if left:
-                work.step(loss[~done].sum())
+                work.step(loss[left].sum())
             if over:
                 work.keep(left)
                 last = [last[i] for i in left]

@@ -157,7 +157,8 @@ def apply(
 @contextmanager
 def _unfinished(folder: Path, resume: bool) -> Iterator[Path]:
     """Where finished batches of edits lie until all are finished."""
-    kept = folder / ".unfinished"
+    kept, over = folder / ".unfinished", folder / ".finished"
+    shutil.rmtree(over, ignore_errors=True)  # of a run that was killed at its very end
     if kept.exists() and not resume:
         raise ValueError(f"{folder} holds edits of an interrupted run; --resume goes on with it, or delete {kept}")
     try:
@@ -166,10 +167,8 @@ def _unfinished(folder: Path, resume: bool) -> Iterator[Path]:
         if kept.exists():
             err.print("interrupted; the batches that are finished are kept. The same command with --resume goes on.")
         raise
-    for manifest in kept.glob("*/edits.json"):  # first, so that no half batch can be taken for a whole one
-        manifest.unlink()
     if kept.exists():
-        shutil.rmtree(kept)
+        shutil.rmtree(kept.rename(over))  # renamed first, so that there are always all batches or none
 
 
 @app.command()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .base import Editor
 
 # More edits than this no longer make a step faster per edit (docs/performance.md).
-_MOST = {"cpu": 64, "cuda": 1024, "mps": 64}
+_MOST = {"cpu": 128, "cuda": 1024, "mps": 64}
 # Of the memory that is free; the rest is for the allocator's gaps and for evaluation.
 _SHARE = 0.5
 # Copies of each trained number while training: value, gradient, two Adam moments, one working copy, two sensitivities.

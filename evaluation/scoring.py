@@ -35,7 +35,7 @@ TOKEN_EM: Mode = "token_em"
 
 # Tokens of one forward pass and rows of one generation: enough to keep the device busy.
 _TOKENS = {"cpu": 1024, "cuda": 1 << 16, "mps": 8192}
-_ROWS = {"cpu": 128, "cuda": 2048, "mps": 128}
+_ROWS = {"cpu": 256, "cuda": 2048, "mps": 128}
 _FLUENCY_TOKENS = 100
 _ANSWER_TOKENS = 32
 

@@ -17,6 +17,7 @@ import json
 import platform
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
+import matplotlib
 import psutil
 import torch
 import typer
@@ -48,6 +50,8 @@ from loredit.evaluation import scoring  # noqa: E402
 RESULTS, FIGURES = ROOT / "benchmarks" / "results", ROOT / "docs" / "figures"
 PARTS = ("edit", "base_scoring", "edited_scoring", "fluency")
 METHODS = (("lora", "smollm2-published"), ("roselora", "smollm2-published"), ("roselora", "smollm2"))
+SCALED = "roselora/smollm2"
+"""The method whose scaling is drawn."""
 GPT2 = {  # layers, heads, width
     "gpt2": (12, 12, 768),
     "gpt2-medium": (24, 16, 1024),
@@ -245,8 +249,7 @@ def main(
         editor = editor_of(*own, *method.split("/"))
         engine(editor, pool[:1], 1)  # what happens once (imports, kernels) is no part of a round
         for n in edits_at_once or [64]:
-            # A few facts tell the speed of few edits at once.
-            some = pool[: min(facts, max(n, 4))]
+            some = pool[: min(facts, max(n * n, 4))]  # a few facts tell the speed of few edits at once
             runs[f"{method}, E = {n}"] = lambda _, editor=editor, some=some, n=n: engine(editor, some, n)  # type: ignore[misc]
     seen: dict[str, list[Measured]] = {kind: [] for kind in runs}
     rate = matrix_rate(own[0].device, own[0].dtype)
@@ -309,42 +312,48 @@ def _record(
 
 
 def draw() -> None:
-    """Edits a second against edits at once, number of facts and size of the model, one file each."""
-    import matplotlib
-
+    """Edits a second against edits side by side, number of facts and size of the model."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("throughput-*-*.json"))]
-    at_once: dict[str, list[tuple[float, float]]] = {}
-    facts: dict[str, list[tuple[float, float]]] = {}
-    size: dict[str, list[tuple[float, float]]] = {}
-    for record in records:
-        for run, (first, *_) in record["measured"].items():
+    at_once: dict[str, dict[int, float]] = defaultdict(dict)
+    course: list[tuple[int, float, int]] = []
+    best: dict[str, tuple[float, float, float]] = {}
+    for path in sorted(RESULTS.glob("throughput-*-*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for run, rounds in record["measured"].items():
             method, _, edits = run.partition(", E = ")
-            speed = first["facts"] / sum(first[part] * first["facts"] for part in PARTS)
-            if edits:
-                at_once.setdefault(f"{record['model']}, {method}", []).append((int(edits), speed))
-            if len(first["course"]) > 2:
-                facts[f"{record['model']}, {run}"] = [(n, n / seconds) for n, seconds, _ in first["course"]]
-            best = size.setdefault(method, [])
-            best.append((record["parameters"] / 1e6, speed))
-    FIGURES.mkdir(exist_ok=True)
-    most = {m: [(x, max(s for y, s in p if y == x)) for x in sorted({x for x, _ in p})] for m, p in size.items()}
-    for name, label, lines in (
-        ("edits-at-once", "edits side by side", at_once),
-        ("facts", "facts", facts),
-        ("model-size", "parameters of the model, millions", most),
-    ):
-        figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-        for title, points in lines.items():
-            axes.plot(*zip(*sorted(points), strict=True), marker="o", label=title)
-        axes.set(xscale="log", yscale="log", xlabel=label, ylabel="edits a second, whole protocol")
-        if lines:
-            axes.legend(fontsize=7)
+            if method != SCALED:
+                continue
+            speed = 1 / median(sum(one[part] for part in PARTS) for one in rounds)
+            possible = record["matrix_rate"] / sum(rounds[-1]["flop"].values())
+            name, points = record["model"], at_once[record["model"]]
+            points[int(edits)] = max(speed, points.get(int(edits), 0.0))
+            best[name] = max((speed, possible, record["parameters"] / 1e6), best.get(name, (0.0, 0.0, 0.0)))
+            course = max(course, rounds[0]["course"], key=len)
+    figure, (side, long, size) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for name, points in at_once.items():
+        if len(points) > 1:
+            side.plot(*zip(*sorted(points.items()), strict=True), marker="o", label=name)
+    side.legend()
+    side.set_xscale("log", base=2)
+    side.set(yscale="log", xlabel="edits side by side", ylabel="edits a second")
+    side.xaxis.set_major_formatter("{x:g}")
+    long.plot([n for n, _, _ in course], [n / seconds for n, seconds, _ in course], marker="o")
+    long.set(ylim=0, xlabel="facts done, the longest first", ylabel="edits a second, from the first")
+    speeds, possible, millions = zip(*best.values(), strict=True)
+    size.plot(millions, speeds, "o", label="measured")
+    size.plot(millions, possible, "_", markersize=14, label="all at the matrix rate")
+    for name, (speed, _, x) in best.items():
+        size.annotate(name, (x, speed), (8, -4), textcoords="offset points")
+    size.set(xscale="log", yscale="log", xlabel="parameters, millions", ylabel="edits a second", xlim=(80, 5000))
+    size.xaxis.set_major_formatter("{x:g}")
+    size.legend()
+    for axes in (side, long, size):
         axes.grid(alpha=0.3)
-        figure.savefig(FIGURES / f"throughput-{name}.png", dpi=130)
-        plt.close(figure)
+    FIGURES.mkdir(exist_ok=True)
+    figure.savefig(FIGURES / "throughput.png", dpi=110)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from loredit.editors._files import replacing  # noqa: E402
 from loredit.evaluation import FactScores, Summary, report, run  # noqa: E402
 
 PRESET = "smollm2"
-EDITORS = [*available(), "lora:smollm2-published", "roselora:smollm2-published"]
+EDITORS = [*available(), "roselora:smollm2-fluent", "lora:smollm2-published", "roselora:smollm2-published"]
 PAGE = ROOT / "docs" / "editors.md"
 FIGURES = ROOT / "docs" / "figures"
 RESULTS = ROOT / "benchmarks" / "results" / "editors-zsre.json"

@@ -31,7 +31,7 @@ FAILURES_SHOWN = 10
 # four of Paul Tol's "muted" colours.
 COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555"),
-    *("#882255", "#999933", "#332288", "#44AA99"),
+    *("#882255", "#999933", "#332288", "#44AA99", "#A6761D"),
 )
 _SITE = re.compile(r".*?\.(\d+)\.(.+)")  # a module's name: its block, and its place in the block
 
@@ -285,6 +285,8 @@ def _scatter(axes: Axes, summaries: Mapping[str, Summary], colours: Mapping[str,
             x = ends[name][1] + 0.02 * width if side > 0 else ends[name][0] - 0.02 * width
             ha = "left" if side > 0 else "right"
             axes.text(x, height, name, ha=ha, va="center", color=colours[name], fontweight="bold")
+            at = [metric.mean for metric in points[name]]
+            axes.plot([x, at[0]], [height, at[1]], color=colours[name], linewidth=0.7, alpha=0.6, zorder=1)
     axes.set_xlabel("edit success (token_em, %) →")
     axes.set_ylabel("locality (token_em, %) →")
     axes.set_title("Locality against edit success", loc="left")

@@ -26,7 +26,6 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
-import matplotlib
 import psutil
 import torch
 import typer
@@ -312,15 +311,19 @@ def _record(
 
 
 def draw() -> None:
-    """Edits a second against edits side by side, number of facts and size of the model."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    """Edits a second against edits side by side, facts and model size; a figure for each kind of device."""
+    paths = sorted(RESULTS.glob("throughput-*-*.json"))
+    for kind in sorted({path.name.split("-")[1] for path in paths}):
+        _draw(FIGURES / f"throughput-{kind}.png", [path for path in paths if path.name.split("-")[1] == kind])
+
+
+def _draw(target: Path, paths: list[Path]) -> None:
+    from matplotlib.figure import Figure  # slow to import
 
     at_once: dict[str, dict[int, float]] = defaultdict(dict)
     course: list[tuple[int, float, int]] = []
     best: dict[str, tuple[float, float, float]] = {}
-    for path in sorted(RESULTS.glob("throughput-*-*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+    for record in (json.loads(path.read_text(encoding="utf-8")) for path in paths):
         for run, rounds in record["measured"].items():
             method, _, edits = run.partition(", E = ")
             if method != SCALED:
@@ -331,10 +334,10 @@ def draw() -> None:
             points[int(edits)] = max(speed, points.get(int(edits), 0.0))
             best[name] = max((speed, possible, record["parameters"] / 1e6), best.get(name, (0.0, 0.0, 0.0)))
             course = max(course, rounds[0]["course"], key=len)
-    figure, (side, long, size) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure = Figure(figsize=(13, 4), layout="constrained", dpi=110)
+    side, long, size = figure.subplots(1, 3)
     for name, points in at_once.items():
-        if len(points) > 1:
-            side.plot(*zip(*sorted(points.items()), strict=True), marker="o", label=name)
+        side.plot(*zip(*sorted(points.items()), strict=True), marker="o", label=name)
     side.legend()
     side.set_xscale("log", base=2)
     side.set(yscale="log", xlabel="edits side by side", ylabel="edits a second")
@@ -351,9 +354,8 @@ def draw() -> None:
     size.legend()
     for axes in (side, long, size):
         axes.grid(alpha=0.3)
-    FIGURES.mkdir(exist_ok=True)
-    figure.savefig(FIGURES / "throughput.png", dpi=110)
-    plt.close(figure)
+    target.parent.mkdir(exist_ok=True)
+    figure.savefig(target)
 
 
 if __name__ == "__main__":

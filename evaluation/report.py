@@ -28,7 +28,7 @@ NUMBERS = ("unedited", "edited", "95 % interval", "facts / probes")
 NOTHING = "–"
 FAILURES_SHOWN = 10
 # Okabe and Ito's palette, told apart by colour-blind readers too; its yellow is too pale on white for text. After it,
-# four of Paul Tol's "muted" colours.
+# four of Paul Tol's "muted" colours and a brown of ColorBrewer's.
 COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555"),
     *("#882255", "#999933", "#332288", "#44AA99", "#A6761D"),

@@ -312,18 +312,18 @@ def _record(
 
 def draw() -> None:
     """Edits a second against edits side by side, facts and model size; a figure for each kind of device."""
-    paths = sorted(RESULTS.glob("throughput-*-*.json"))
-    for kind in sorted({path.name.split("-")[1] for path in paths}):
-        _draw(FIGURES / f"throughput-{kind}.png", [path for path in paths if path.name.split("-")[1] == kind])
+    for kind in sorted({path.name.split("-")[1] for path in RESULTS.glob("throughput-*-*.json")}):
+        _draw(kind)
 
 
-def _draw(target: Path, paths: list[Path]) -> None:
+def _draw(kind: str) -> None:
     from matplotlib.figure import Figure  # slow to import
 
     at_once: dict[str, dict[int, float]] = defaultdict(dict)
     course: list[tuple[int, float, int]] = []
     best: dict[str, tuple[float, float, float]] = {}
-    for record in (json.loads(path.read_text(encoding="utf-8")) for path in paths):
+    for path in sorted(RESULTS.glob(f"throughput-{kind}-*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
         for run, rounds in record["measured"].items():
             method, _, edits = run.partition(", E = ")
             if method != SCALED:
@@ -334,6 +334,8 @@ def _draw(target: Path, paths: list[Path]) -> None:
             points[int(edits)] = max(speed, points.get(int(edits), 0.0))
             best[name] = max((speed, possible, record["parameters"] / 1e6), best.get(name, (0.0, 0.0, 0.0)))
             course = max(course, rounds[0]["course"], key=len)
+    if not best:
+        return  # other methods alone were timed on this kind
     figure = Figure(figsize=(13, 4), layout="constrained", dpi=110)
     side, long, size = figure.subplots(1, 3)
     for name, points in at_once.items():
@@ -354,8 +356,8 @@ def _draw(target: Path, paths: list[Path]) -> None:
     size.legend()
     for axes in (side, long, size):
         axes.grid(alpha=0.3)
-    target.parent.mkdir(exist_ok=True)
-    figure.savefig(target)
+    FIGURES.mkdir(exist_ok=True)
+    figure.savefig(FIGURES / f"throughput-{kind}.png")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ._training import Lesson
     from .base import Editor
 
-# More edits than this no longer make a step faster per edit (docs/performance.md).
+# More edits than this make neither training nor sampled texts faster per edit (docs/performance.md).
 _MOST = {"cpu": 128, "cuda": 1024, "mps": 64}
 # Of the memory that is free; the rest is for the allocator's gaps and for evaluation.
 _SHARE = 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -203,6 +204,21 @@ def killed_after_two(edits, folder):
 Edits.save = killed_after_two
 app(sys.argv[1:])
 """
+
+
+def test_an_apply_killed_at_its_very_end_leaves_nothing_to_resume(made, tmp_path, monkeypatch):
+    (tmp_path / "facts.json").write_text(json.dumps(FACTS))
+    common = ("--data", tmp_path / "facts.json", "--hparams", made / "roselora.yaml", "--dtype", "float32")
+    rmtree = shutil.rmtree
+
+    def killed(path, ignore_errors=False):
+        rmtree(path, ignore_errors) if ignore_errors else sys.exit(9)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("loredit.cli.shutil.rmtree", killed)
+        run("apply", tmp_path / "out", *common, code=9)
+    run("apply", tmp_path / "out", *common)
+    assert [p.name for p in (tmp_path / "out").iterdir() if p.is_dir()] == []
 
 
 def test_a_killed_apply_goes_on_and_ends_as_an_undisturbed_one(made, tmp_path, monkeypatch):

@@ -61,9 +61,10 @@ def lesson(editor: Editor[Any], facts: Sequence[Fact]) -> Lesson:
         for context in contexts
     ]
     prompts = [t.replace("{}", f.subject or "") for f in facts for t in h.kl_prompts if f.subject or "{}" not in t]
-    anchors = [encode.prompt(prompt) for prompt in prompts] if h.kl_weight else []
-    # What comes after a prompt's last token is held; the id there only makes room for it.
-    return Lesson(tuple(answers), tuple(Encoded((*a.ids, 0), len(a.ids)) for a in anchors))
+    held = [encode.prompt(prompt).ids for prompt in prompts] if h.kl_weight else []
+    # What comes after a prompt's last token is held, or after each; the last id only makes room for it.
+    anchors = [Encoded((*ids, 0), 1 if h.kl_positions == "all" else len(ids)) for ids in held]
+    return Lesson(tuple(answers), tuple(anchors))
 
 
 def in_batches(

@@ -78,6 +78,9 @@ class Hparams(BaseModel):
     kl_prompts: tuple[str, ...] = Field(
         ("{} is a",), description="Prompts whose predictions are to stay; {} is the fact's subject"
     )
+    kl_positions: Literal["last", "all"] = Field(
+        "last", description="What is to stay: the prediction after a prompt's last token, or after each of its tokens"
+    )
 
 
 class SiteHparams(Hparams):

@@ -32,8 +32,8 @@ def log_probs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt
 
 
 def next_log_probs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
-    """(V,) log P of each token after a prompt."""
-    return logits(model, tokenizer(prompt)["input_ids"])[-1].log_softmax(-1)
+    """(T, V) log P of each token after each of a prompt's tokens."""
+    return logits(model, tokenizer(prompt)["input_ids"]).log_softmax(-1)
 
 
 def greedy(model: PreTrainedModel, ids: list[int], tokens: int) -> tuple[list[int], Tensor]:

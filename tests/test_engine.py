@@ -628,20 +628,26 @@ def test_a_lesson_holds_a_row_for_each_fact_and_context_and_an_anchor_for_each_p
     anchors = ["France is a", "Rain", "Rain"]
     assert [list(row.ids[: row.start]) for row in made.anchors] == [tokenizer(text)["input_ids"] for text in anchors]
     assert all(len(row.wanted) == 1 for row in made.anchors)
+    editor = methods.editor("lora", model, tokenizer, kl_weight=1, kl_prompts=("{} is a", "Rain"), kl_positions="all")
+    every = lesson(editor, [facts[0], facts[4]]).anchors
+    assert [row.ids for row in every] == [row.ids for row in made.anchors]
+    assert all(row.start == 1 for row in every)
     assert not lesson(methods.editor("lora", model, tokenizer), facts[:1]).anchors
 
 
-def test_the_loss_of_one_edit_is_the_mean_of_its_facts_and_of_its_anchors(model, tokenizer, facts):
-    changes = {"kl_weight": 0.7, "kl_prompts": ("{} is a", "Rain", "Snow is")}
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_the_loss_of_one_edit_is_the_mean_of_its_facts_and_of_its_anchors(positions, model, tokenizer, facts):
+    changes = {"kl_weight": 0.7, "kl_prompts": ("{} is a", "Rain", "Snow is"), "kl_positions": positions}
     edits = methods.editor("lora", model, tokenizer, steps=3, **changes).edit(facts[:2])
     # The loss after three steps is what a fourth step sees.
     (outcome,) = methods.editor("lora", model, tokenizer, steps=4, **changes).edit(facts[:2]).outcomes
     anchors = [text for fact in facts[:2] for text in (f"{fact.subject} is a", "Rain", "Snow is")]
-    before = [slow.next_log_probs(model, tokenizer, anchor) for anchor in anchors]
+    held = slice(None) if positions == "all" else slice(-1, None)
+    before = [slow.next_log_probs(model, tokenizer, anchor)[held] for anchor in anchors]
     with edits.on([0]):
         nll = [-slow.log_probs(model, tokenizer, fact.prompt, fact.target_new).mean() for fact in facts[:2]]
-        after = [slow.next_log_probs(model, tokenizer, anchor) for anchor in anchors]
-    kl = [(p.exp() * (p - q)).sum() for p, q in zip(before, after, strict=True)]
+        after = [slow.next_log_probs(model, tokenizer, anchor)[held] for anchor in anchors]
+    kl = [(p.exp() * (p - q)).sum(-1).mean() for p, q in zip(before, after, strict=True)]
     assert outcome.loss == pytest.approx((sum(nll) / 2 + 0.7 * sum(kl) / 6).item(), rel=1e-9)
     assert sum(kl) > 1e-3
 

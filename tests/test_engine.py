@@ -652,6 +652,20 @@ def test_the_loss_of_one_edit_is_the_mean_of_its_facts_and_of_its_anchors(positi
     assert sum(kl) > 1e-3
 
 
+@pytest.mark.parametrize("left", [[0], [1], [2], [0, 2], [1, 2]])
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_when_edits_leave_the_batch_the_others_are_held_to_their_own_predictions(
+    positions, left, model, tokenizer, facts
+):
+    changes = {"kl_weight": 0.7, "kl_prompts": ("{} is a", "The {} was"), "kl_positions": positions}
+    editor = methods.editor("lora", model, tokenizer, **changes)
+    lessons = [lesson(editor, [fact]) for fact in facts[:3]]
+    work = _training.Work(editor, editor.fresh([0, 1, 2]), lessons)
+    before, _ = work.losses()
+    work.keep(left)
+    torch.testing.assert_close(work.losses()[0], before[left], rtol=1e-9, atol=1e-12)
+
+
 # Memory
 
 

@@ -12,12 +12,13 @@ demo: $(INSTALLED)
 
 # One thread for each of the processes that share the tests.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov=loredit --cov=editors --cov=data --cov=evaluation --cov=hparams
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov=loredit --cov=engine --cov=editors --cov=data --cov=evaluation --cov=hparams
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports
 
 clean:
 	rm -rf .venv build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache

@@ -17,14 +17,14 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from loredit.engine.model.encoding import Batch, Encoder, padded
+from loredit.engine.model.passes import frozen, logits_at
+from loredit.store.store import _matches
 from tqdm import tqdm
 
 import loredit
 from loredit.data import Fact
 from loredit.editors import Edits, EditStore, _store
-from loredit.editors._encoding import Batch, Encoder, padded
-from loredit.editors._forward import frozen, logits_at
-from loredit.editors._store import _matches
 
 Row = tuple[int, str, str, str]  # fact, kind of probe, prompt, answer
 

@@ -23,11 +23,12 @@ from transformers.utils.logging import disable_progress_bar
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks are not part of the package
 
+from loredit.bar import Bar  # noqa: E402
+from loredit.engine.files import replacing  # noqa: E402
+
 from benchmarks import pages  # noqa: E402
 from loredit import hparams as presets  # noqa: E402
-from loredit.bar import Bar  # noqa: E402
 from loredit.editors import available, find, load_model  # noqa: E402
-from loredit.editors._files import replacing  # noqa: E402
 from loredit.evaluation import FactScores, Summary, report, run  # noqa: E402
 
 PRESET = "smollm2"

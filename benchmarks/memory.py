@@ -21,13 +21,16 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks are not part of the package
 
+from loredit.engine.model.passes import frozen
+from loredit.engine.model.attention import trainable_attention
+from loredit.engine.training.memory import bytes_per_edit
+from loredit.engine.training.lessons import Lesson
+from loredit.engine.training.loop import Work
+
 from benchmarks import pages
 from benchmarks.throughput import METHODS, editor_of, model_of
 from loredit.data import Fact, load
-from loredit.editors._forward import frozen, trainable_attention
-from loredit.editors._memory import bytes_per_edit
-from loredit.editors._training import Lesson, Work, lesson
-from loredit.editors.base import Editor
+from loredit.editors import Editor
 
 AT_ONCE = (8, 32)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from loredit.editors._files import replacing
+from loredit.engine.files import replacing
+
 from loredit.evaluation.metrics import Estimate, PairedDifference
 
 NOTHING = "–"

@@ -35,14 +35,15 @@ from transformers.utils.logging import disable_progress_bar
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks are not part of the package
 
+from loredit.engine.patches.branches import WeightSitePatch  # noqa: E402
+from loredit.engine.files import replacing  # noqa: E402
+from loredit.engine.model.loading import LoadedModel  # noqa: E402
+from loredit.engine.seeds import PerEdit, seed_of  # noqa: E402
+
 from benchmarks import pages  # noqa: E402
 from loredit import hparams as presets  # noqa: E402
 from loredit.data import Fact, load  # noqa: E402
 from loredit.editors import Edits, Hparams, load_model  # noqa: E402
-from loredit.editors._branches import WeightSitePatch  # noqa: E402
-from loredit.editors._files import replacing  # noqa: E402
-from loredit.editors._models import LoadedModel  # noqa: E402
-from loredit.editors._random import PerEdit, seed_of  # noqa: E402
 from loredit.editors.lora import LoRA, LowRank, low_rank_patch  # noqa: E402
 from loredit.editors.roselora import RoseLoRA, RoseLoRAHparams, SparseLowRank, SparsePatch  # noqa: E402
 from loredit.evaluation import FactScores, Summary, evaluate, report  # noqa: E402

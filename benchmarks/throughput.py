@@ -37,13 +37,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks are not part of the package
 
+from loredit.engine.model.loading import load as load_model  # noqa: E402
+from loredit.engine.model.sites import blocks  # noqa: E402
+
+
 from benchmarks import peft_baseline  # noqa: E402
 from loredit import hparams as presets  # noqa: E402
 from loredit.data import Fact, load  # noqa: E402
 from loredit.editors import Editor, Edits, find  # noqa: E402
-from loredit.editors._models import load as load_model  # noqa: E402
-from loredit.editors._sites import blocks  # noqa: E402
-from loredit.editors._training import lesson  # noqa: E402
 from loredit.evaluation import scoring  # noqa: E402
 
 RESULTS, FIGURES = ROOT / "benchmarks" / "results", ROOT / "docs" / "figures"
@@ -89,7 +90,7 @@ def model_of(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenize
     return model.to(like.model.device, like.model.dtype).eval(), like.tokenizer
 
 
-def editor_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, preset: str) -> Editor[Any]:
+def editor_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, preset: str) -> Editor:
     cls = find(name)
     h = presets.load(cls, preset)
     depth = len(blocks(model))
@@ -119,7 +120,7 @@ def baseline(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: 
     )
 
 
-def engine(editor: Editor[Any], facts: list[Fact], edits_at_once: int | None) -> Measured:
+def engine(editor: Editor, facts: list[Fact], edits_at_once: int | None) -> Measured:
     """Side by side."""
     n, seen, begun = len(facts), Measured(len(facts)), time.perf_counter()
     flop = dict.fromkeys(PARTS, 0.0)

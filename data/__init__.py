@@ -7,10 +7,10 @@ from importlib import resources
 from pathlib import Path
 
 from . import counterfact, fact_list, knowedit, zsre
-from ._formats import LoadedFacts, read
-from ._records import read_bytes
-from ._requests import from_request
 from .facts import BadRecord, Fact, FactError, Probe
+from .formats import LoadedFacts, read
+from .records import read_bytes
+from .requests import from_request
 
 __all__ = ["BadRecord", "Fact", "FactError", "LoadedFacts", "Probe", "from_request", "load"]
 

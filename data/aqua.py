@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ._examples import DataError, Example, TaskData, folder_of, json_object, read_rows, sha256_of, text_of
+from .examples import DataError, Example, TaskData, folder_of, json_object, read_rows, sha256_of, text_of
 
 _LETTERS = ("A", "B", "C", "D", "E")
 _FILES = {"train": ("train.json", "train-flan.json"), "dev": ("dev.json",), "test": ("test.json",)}
@@ -39,7 +39,7 @@ def _from_folder(source: str, skip_bad: bool) -> tuple[dict[str, tuple[Example, 
 
 
 def _from_hub() -> tuple[dict[str, tuple[Example, ...]], str]:
-    from datasets import load_dataset
+    from datasets import load_dataset  # noqa: PLC0415 - takes seconds to import, and the hub alone needs it
 
     try:
         parts = load_dataset(_HUB, "raw")

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import fact_list
-from ._formats import Format, read_file
 from .facts import Fact
+from .formats import Format, read_file
 
 FORMAT = Format(
     frozenset({"requested_rewrite"}),

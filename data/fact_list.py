@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ._formats import OWN_NAMES, Format, read_file
-from ._requests import from_request
 from .facts import Fact
+from .formats import OWN_NAMES, Format, read_file
+from .requests import from_request
 
 FORMAT = Format(frozenset({"prompt", "target_new"}), OWN_NAMES)
 

@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from ._examples import DataError, Example, TaskData, json_object, read_rows, sha256_of
+from .examples import DataError, Example, TaskData, json_object, read_rows, sha256_of
 
 HUMAN = "human"
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import fact_list
-from ._formats import OWN_NAMES, Format, read_file
 from .facts import Fact, FactError
+from .formats import OWN_NAMES, Format, read_file
 
 FORMATS = (
     Format(frozenset({"prompt", "target_new", "rephrase"}), OWN_NAMES | {"rephrase_prompt": "rephrase"}),
@@ -44,7 +44,7 @@ def download(name: str) -> Path:
     if name not in HUB_FILES:
         raise FactError(f"unknown KnowEdit set {name!r}; there are {', '.join(HUB_FILES)}")
     try:
-        from datasets import DownloadManager  # takes seconds to import
+        from datasets import DownloadManager  # noqa: PLC0415 - takes seconds to import, and the hub alone needs it
 
         return Path(DownloadManager().download(f"hf://datasets/zjunlp/KnowEdit/{HUB_FILES[name]}"))
     except Exception as error:  # network, hub and cache fail with classes that have nothing else in common

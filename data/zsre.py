@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ._formats import Format, read_file
 from .facts import Fact
+from .formats import Format, read_file
 
 FORMAT = Format(
     frozenset({"src", "alt"}),

@@ -1,46 +1,136 @@
-"""Editing methods. Each module here without an underscore is one method, and its name is the method's name."""
+"""Editing methods. Each module here but ``base`` is one method, and its name is the method's name."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from ._models import load as load_model
-from .base import Editor, Edits, Hparams, Outcome, Patch, WeightPatch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Editor", "Edits", "Hparams", "Outcome", "Patch", "WeightPatch", "available", "find", "load_model"]
+from ..data.messages import unknown
+from ..engine.model.loading import load as load_model
+from ..engine.outcome import Outcome
+from ..engine.patches.patch import Patch, WeightPatch
+from ..engine.settings import Hparams
+from ..engine.storage.manifest import MANIFEST, Manifest, check_model, damaged, read_manifest
+from ..hparams import read, validated
+from .base import Editor, Edits, TrainedEditor, read_edits
+
+__all__ = [
+    "Editor",
+    "Edits",
+    "Hparams",
+    "Outcome",
+    "Patch",
+    "TrainedEditor",
+    "WeightPatch",
+    "available",
+    "editor",
+    "editor_of",
+    "find",
+    "load",
+    "settings",
+]
 
 
 def available() -> list[str]:
     """The names of all methods."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base" and not m.name.startswith("_"))
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base" and not m.ispkg)
 
 
-def find(name: str) -> type[Editor[Any]]:
-    """The editor class of a method, imported when it is asked for."""
+def find(name: str) -> type[Editor]:
+    """The editor class of a method, imported when it is asked for. Raises ValueError for an unknown name.
+
+    Example:
+        >>> find("lora").__name__
+        'LoRA'
+    """
     if name not in available():
-        near = difflib.get_close_matches(name, available(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"unknown editor {name!r}{hint} There are: {', '.join(available())}")
+        raise ValueError(unknown("editor", name, available()))
     module = importlib.import_module(f"{__name__}.{name}")
-    (editor,) = (
+    (found,) = (
         member
         for _, member in inspect.getmembers(module, inspect.isclass)
         if issubclass(member, Editor) and member.__module__ == module.__name__
     )
-    return editor
+    return found
 
 
-def __getattr__(name: str) -> Any:
+def settings(name: str, preset: str, overrides: Mapping[str, Any] | None = None) -> Hparams:
+    """A method's hyper-parameters: a YAML file or one of its presets, some values overridden.
+
+    Example:
+        >>> settings("lora", "smollm2", {"lr": 2e-3}).lr
+        0.002
+    """
+    return read(find(name).Hparams, name, preset, overrides or {})
+
+
+def editor(
+    name: str,
+    preset: str,
+    *,
+    model: str | PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    **overrides: Any,
+) -> Editor:
+    """An editor, ready to edit.
+
+    Args:
+        name: a method of :func:`available`.
+        preset: a YAML file, or a preset of the method ("smollm2").
+        model: a name to load (hub id, folder, GGUF file, short name) in place of the preset's, or a model.
+        tokenizer: of a model that is given as an object.
+        seed: same seed, same machine: same numbers.
+        device: auto, cpu, cuda, cuda:1, mps; of a model that is loaded.
+        dtype: of the base model: auto, float32, bfloat16.
+        **overrides: hyper-parameters in place of the preset's.
+
+    Raises:
+        ValueError: an unknown method, preset or hyper-parameter, or a model that cannot be loaded; the message says
+            which, and what there is.
+
+    Example:
+        >>> method = editor("roselora", "smollm2", lr=2e-3)  # doctest: +SKIP
+        >>> edits = method.edit_each(facts)  # doctest: +SKIP
+    """
+    named = {"model": model} if isinstance(model, str) else {}
+    hparams = settings(name, preset, overrides | named)
+    if model is None or isinstance(model, str):
+        loaded = load_model(hparams.model, device=device, dtype=dtype)
+        model, tokenizer = loaded.model, loaded.tokenizer
+    if tokenizer is None:
+        raise ValueError("a model that is given as an object needs its tokenizer: editor(..., model=m, tokenizer=t)")
+    return find(name)(model, tokenizer, hparams, seed=seed)
+
+
+def load(folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Edits:
+    """Read what :meth:`Edits.save` wrote. Another model than the one the edits were trained on is an EditsError."""
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    return read_edits(folder, manifest, editor_of(folder, manifest, model, tokenizer))
+
+
+def editor_of(folder: Path, manifest: Manifest, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Editor:
+    """The editor that made the edits of a folder, bound to the model they were made for. Raises EditsError."""
+    check_model(folder, manifest, model)
+    try:
+        cls = find(manifest.editor)
+        return cls(model, tokenizer, validated(cls.Hparams, manifest.hparams, "hparams"), seed=manifest.seed)
+    except ValueError as error:
+        raise damaged(folder / MANIFEST, [str(error)]) from None
+
+
+def __getattr__(name: str) -> type[Editor]:
     """``from loredit.editors import RoseLoRA``: each class by its own name, imported on first use."""
-    if name == "EditStore":
-        from ._store import EditStore
-
-        return EditStore
     for method in available():
-        if method == name.lower():
+        if name != method and name.lower() == method:
             return find(method)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

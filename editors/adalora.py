@@ -39,11 +39,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ._branches import WeightBranch, WeightSitePatch
-from ._random import PerEdit
-from ._rows import Rows
-from ._sites import Site, sites
-from .base import Editor, SiteHparams
+from ..engine.model.sites import Site, sites
+from ..engine.patches.branches import Factors, LowRankBranch, WeightSitePatch
+from ..engine.patches.rows import Rows
+from ..engine.seeds import PerEdit
+from ..engine.settings import SiteHparams
+from .base import TrainedEditor
 
 _DEVIATION, _EPSILON = 0.02, 1e-5  # PEFT's
 
@@ -89,7 +90,7 @@ class AdaLoRAHparams(SiteHparams):
         return int(n * (self.init_r - self.target_r) * left**3 + n * self.target_r)
 
 
-class Triplets(WeightBranch):
+class Triplets(LowRankBranch):
     """(alpha / r_0) P Lambda Q x beside W x, with the paper's names: ``p`` is P, ``lam`` Lambda, ``q`` Q."""
 
     def __init__(self, p: Tensor, q: Tensor, scale: float, dropout: float, place: int) -> None:
@@ -107,6 +108,11 @@ class Triplets(WeightBranch):
 
     def delta(self, edit: int) -> Tensor:
         return self.scale * (self.p[edit] * self.lam[edit]) @ self.q[edit]
+
+    def factors(self, edit: int) -> Factors:
+        used = self.lam[edit] != 0
+        a, b = self.q[edit, used], self.p[edit][:, used] * self.lam[edit, used]
+        return Factors(a, b, self.scale * len(a))
 
     def penalty(self) -> Tensor:
         """(E,), how far P and Q are from orthogonality."""
@@ -187,10 +193,12 @@ def _smallest(scores: Tensor, k: Tensor) -> Tensor:
     return ascending.gather(1, k[:, None])
 
 
-class AdaLoRA(Editor[AdaLoRAHparams]):
+class AdaLoRA(TrainedEditor):
     """Low-rank adaptation whose budget of singular values is shared among the sites by importance."""
 
     Hparams = AdaLoRAHparams
+    hparams: AdaLoRAHparams
+    merges = True
 
     def patch(self, seeds: Sequence[int]) -> AdaLoRAPatch:
         h, draw = self.hparams, PerEdit(seeds)

@@ -34,11 +34,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._branches import Branch, SitePatch
-from ._random import PerEdit
-from ._rows import Rows
-from ._sites import Site, SiteError, blocks, sites
-from .base import Editor, Hparams, Layers
+from ..engine.model.sites import Site, SiteError, blocks, sites
+from ..engine.patches.branches import Branch, SitePatch
+from ..engine.patches.rows import Rows
+from ..engine.seeds import PerEdit
+from ..engine.settings import Hparams, Layers
+from .base import TrainedEditor
 
 Placement = Literal["houlsby", "pfeiffer", "parallel"]
 NonLinearity = Literal["relu", "swish", "gelu", "tanh"]
@@ -123,10 +124,11 @@ def _places(model: nn.Module, h: BottleneckHparams) -> list[Site]:
     return found
 
 
-class Adapter(Editor[AdapterHparams]):
+class Adapter(TrainedEditor):
     """Bottleneck adapters, a set for each edit."""
 
     Hparams = AdapterHparams
+    hparams: AdapterHparams
 
     def patch(self, seeds: Sequence[int]) -> SitePatch[Bottleneck]:
         draw = PerEdit(seeds)

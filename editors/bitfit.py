@@ -20,10 +20,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ._branches import Branch, SitePatch
-from ._rows import Rows
-from ._sites import Site, blocks, sites
-from .base import Editor, SiteHparams, WeightPatch
+from ..engine.model.sites import Site, blocks, sites
+from ..engine.patches.branches import Branch, SitePatch
+from ..engine.patches.patch import WeightPatch
+from ..engine.patches.rows import Rows
+from ..engine.settings import SiteHparams
+from .base import TrainedEditor
 
 
 class BitFitHparams(SiteHparams):
@@ -48,10 +50,11 @@ class BiasPatch(SitePatch[Bias], WeightPatch):
         return {f"{site.name}.bias": branch.delta[edit] for site, branch in self.items()}
 
 
-class BitFit(Editor[BitFitHparams]):
+class BitFit(TrainedEditor):
     """Biases, a set for each edit."""
 
     Hparams = BitFitHparams
+    hparams: BitFitHparams
 
     def patch(self, seeds: Sequence[int]) -> SitePatch[Bias]:
         places = sites(self.model, self.hparams.sites, self.hparams.layers)

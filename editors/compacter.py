@@ -24,11 +24,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ._branches import SitePatch
-from ._random import PerEdit
-from ._rows import Rows
+from ..engine.patches.branches import SitePatch
+from ..engine.patches.rows import Rows
+from ..engine.seeds import PerEdit
 from .adapter import Bottleneck, BottleneckHparams, NonLinearity, bottleneck_patch
-from .base import Editor
+from .base import TrainedEditor
 
 
 class CompacterHparams(BottleneckHparams):
@@ -58,10 +58,11 @@ class PHM(nn.Module):
         return y.view(count, tokens, -1) + rows.per_row(self.bias, x.dtype)[:, None]
 
 
-class Compacter(Editor[CompacterHparams]):
+class Compacter(TrainedEditor):
     """Adapters of Kronecker products, a set for each edit."""
 
     Hparams = CompacterHparams
+    hparams: CompacterHparams
 
     def patch(self, seeds: Sequence[int]) -> SitePatch[Bottleneck]:
         draw, n, r = PerEdit(seeds), self.hparams.phm_dim, self.hparams.phm_rank

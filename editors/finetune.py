@@ -23,10 +23,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ._branches import WeightBranch, WeightSitePatch
-from ._rows import Rows
-from ._sites import sites
-from .base import Editor, SiteHparams
+from ..engine.model.sites import sites
+from ..engine.patches.branches import WeightBranch, WeightSitePatch
+from ..engine.patches.rows import Rows
+from ..engine.settings import SiteHparams
+from .base import TrainedEditor
 
 
 class FineTuneHparams(SiteHparams):
@@ -53,10 +54,12 @@ class Dense(WeightBranch):
         return self.change[edit]
 
 
-class FineTune(Editor[FineTuneHparams]):
+class FineTune(TrainedEditor):
     """Whole weight matrices, a copy for each edit."""
 
     Hparams = FineTuneHparams
+    hparams: FineTuneHparams
+    merges = True
 
     def patch(self, seeds: Sequence[int]) -> WeightSitePatch[Dense]:
         places = sites(self.model, self.hparams.sites, self.hparams.layers)

@@ -14,11 +14,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ._branches import WeightBranch, WeightSitePatch
-from ._random import PerEdit
-from ._rows import Rows
-from ._sites import sites
-from .base import Editor, SiteHparams
+from ..engine.model.sites import sites
+from ..engine.patches.branches import Factors, LowRankBranch, WeightSitePatch
+from ..engine.patches.rows import Rows
+from ..engine.seeds import PerEdit
+from ..engine.settings import SiteHparams
+from .base import TrainedEditor
 
 
 class LoRAHparams(SiteHparams):
@@ -27,7 +28,7 @@ class LoRAHparams(SiteHparams):
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the branch's input while training")
 
 
-class LowRank(WeightBranch):
+class LowRank(LowRankBranch):
     """(alpha / r) B A x beside W x, with the paper's names: ``a`` is A, ``b`` is B."""
 
     def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float, place: int) -> None:
@@ -42,6 +43,10 @@ class LowRank(WeightBranch):
     def delta(self, edit: int) -> Tensor:
         return self.scale * self.b[edit] @ self.a[edit]
 
+    def factors(self, edit: int) -> Factors:
+        a, b = self.a[edit], self.b[edit]
+        return Factors(a, b, self.scale * len(a))
+
 
 def low_rank_patch(
     model: nn.Module, h: LoRAHparams, seeds: Sequence[int], branch: Callable[..., LowRank] = LowRank
@@ -55,10 +60,12 @@ def low_rank_patch(
     )
 
 
-class LoRA(Editor[LoRAHparams]):
+class LoRA(TrainedEditor):
     """Low-rank adaptation of linear maps, one pair of factors for each edit."""
 
     Hparams = LoRAHparams
+    hparams: LoRAHparams
+    merges = True
 
     def patch(self, seeds: Sequence[int]) -> WeightSitePatch[LowRank]:
         return low_rank_patch(self.model, self.hparams, seeds)

@@ -20,20 +20,21 @@ Numbers, with L layers and d = key-value heads times head width (the model's wid
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from itertools import cycle, islice
-from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ._forward import frozen
-from ._random import PerEdit
-from ._rows import Rows
-from .base import Editor, Hparams, Patch
+from ..engine.patches.patch import Patch
+from ..engine.patches.prefixes import keys_and_values, prepended
+from ..engine.patches.rows import Rows
+from ..engine.seeds import PerEdit
+from ..engine.settings import Hparams
+from .base import TrainedEditor
 
 
 class PrefixHparams(Hparams):
@@ -90,41 +91,17 @@ class PrefixPatch(Patch):
         del self.kv
         self.kv = nn.Parameter(kv)
 
-    @contextmanager
-    def attached(self, model: PreTrainedModel, rows: Rows) -> Iterator[None]:
+    def attached(self, model: PreTrainedModel, rows: Rows) -> AbstractContextManager[None]:
         # (layers, 2, R, heads, l, head width)
         kv = rows.per_row(self.keys_and_values(), model.dtype).permute(2, 3, 0, 4, 1, 5)
-        length, edited = kv.shape[4], rows.edited.flatten(1).long()
-
-        def prepend(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            ids = args[0] if args else kwargs["input_ids"]
-            cache, mask, places = (kwargs.get(key) for key in ("past_key_values", "attention_mask", "position_ids"))
-            cache = DynamicCache(config=model.config) if cache is None else cache
-            past = cache.get_seq_length()
-            if not past:  # a new text; else the prefix is already there
-                for layer, (keys, values) in enumerate(kv.expand(-1, -1, len(ids), -1, -1, -1)):
-                    cache.update(keys, values, layer)
-                past = length
-            seen = past - length + ids.shape[1]
-            mask = edited.new_ones(len(ids), seen) if mask is None else mask
-            places = torch.arange(seen - ids.shape[1], seen, device=ids.device) if places is None else places
-            return args, kwargs | {
-                "past_key_values": cache,
-                "attention_mask": torch.cat([edited.expand(len(ids), length), mask], 1),
-                "position_ids": places + length * edited,
-            }
-
-        handle = model.register_forward_pre_hook(prepend, with_kwargs=True)
-        try:
-            yield
-        finally:
-            handle.remove()
+        return prepended(model, kv, rows.edited.flatten(1).long())
 
 
-class Prefix(Editor[PrefixHparams]):
+class Prefix(TrainedEditor):
     """Keys and values before every layer's own, a set for each edit."""
 
     Hparams = PrefixHparams
+    hparams: PrefixHparams
 
     @property
     def positions(self) -> int:
@@ -132,7 +109,8 @@ class Prefix(Editor[PrefixHparams]):
 
     def patch(self, seeds: Sequence[int]) -> PrefixPatch:
         h, draw = self.hparams, PerEdit(seeds)
-        start = _keys_and_values(self.model, self.encoder.prompt(h.init_text).ids, h.length)
+        ids = [*islice(cycle(self.encoder.prompt(h.init_text).ids), h.length)]
+        start = keys_and_values(self.model, ids)
         kv = start.expand(len(seeds), *start.shape).clone()
         if h.hidden is None:
             return PrefixPatch(seeds, kv, None)
@@ -140,14 +118,3 @@ class Prefix(Editor[PrefixHparams]):
         inputs = draw.normal((h.length, width), 1.0)
         w1 = draw.uniform((width, h.hidden), width**-0.5)
         return PrefixPatch(seeds, kv, MLP(inputs, w1, kv[0, 0].numel()))
-
-
-@torch.no_grad()
-def _keys_and_values(model: PreTrainedModel, ids: Sequence[int], length: int) -> Tensor:
-    """(l, layers, 2, heads, head width), what the model computes for these tokens, repeated or cut to ``length``."""
-    repeated = torch.tensor([list(islice(cycle(ids), length))], device=model.device)
-    cache = DynamicCache()
-    with frozen(model):
-        model(input_ids=repeated, past_key_values=cache, use_cache=True)
-    kv = torch.stack([torch.cat([layer.keys, layer.values]) for layer in cache.layers])  # type: ignore[union-attr, list-item]
-    return kv.permute(3, 0, 1, 2, 4).cpu().to(torch.promote_types(torch.float32, model.dtype))

@@ -26,8 +26,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ._branches import WeightSitePatch
-from .base import Editor
+from ..engine.patches.branches import WeightSitePatch
+from ..engine.patches.patch import nonzero_share
+from .base import TrainedEditor
 from .lora import LoRAHparams, LowRank, low_rank_patch
 
 
@@ -49,7 +50,7 @@ class RoseLoRAHparams(LoRAHparams):
             raise ValueError(f"t_i ({self.t_i}) comes after t_f ({self.t_f})")
         return self
 
-    def kept(self, step: int) -> float:
+    def share(self, step: int) -> float:
         """tau_t after ``step`` steps."""
         first, last = round(self.t_i * self.steps), round(self.t_f * self.steps)
         if step >= last:
@@ -78,7 +79,7 @@ class SparseLowRank(LowRank):
     def after_step(self, steps: Tensor) -> None:
         if self.h.sensitivity == "after_step":
             self._observe()
-        share = [self.h.kept(step) for step in steps.tolist()]
+        share = [self.h.share(step) for step in steps.tolist()]
         if min(share) == 1:
             return
         self.a.mul_(_largest(self.a_sensitivity, share))
@@ -117,20 +118,17 @@ class SparsePatch(WeightSitePatch[LowRank]):
         """By site, ``nonzero_share``: of A and B together; ``changed_share``: of the weight that they change."""
         factors = {site.name: (branch.a[edit], branch.b[edit]) for site, branch in self.items()}
         return {
-            "nonzero_share": {name: _share(torch.cat([a.flatten(), b.flatten()])) for name, (a, b) in factors.items()},
-            "changed_share": {name: _share(b @ a) for name, (a, b) in factors.items()},
+            "nonzero_share": {name: round(nonzero_share([a, b]), 5) for name, (a, b) in factors.items()},
+            "changed_share": {name: round(nonzero_share([b @ a]), 5) for name, (a, b) in factors.items()},
         }
 
 
-def _share(t: Tensor) -> float:
-    """Share of a tensor's numbers that are not zero."""
-    return round(int(t.count_nonzero()) / t.numel(), 5)
-
-
-class RoseLoRA(Editor[RoseLoRAHparams]):
+class RoseLoRA(TrainedEditor):
     """Row- and column-wise sparse LoRA."""
 
     Hparams = RoseLoRAHparams
+    hparams: RoseLoRAHparams
+    merges = True
 
     def patch(self, seeds: Sequence[int]) -> SparsePatch:
         fresh = low_rank_patch(self.model, self.hparams, seeds, partial(SparseLowRank, h=self.hparams))

@@ -35,12 +35,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ._branches import WeightSitePatch
-from ._random import mixed, uniform
-from ._rows import Rows
-from ._shapes import fitted
-from ._sites import Site
-from .base import Editor, Patch
+from ..engine.model.sites import Site
+from ..engine.patches.branches import Factors, WeightSitePatch
+from ..engine.patches.patch import Patch
+from ..engine.patches.rows import Rows
+from ..engine.seeds import mixed, uniform
+from ..engine.shapes import fitted
+from .base import TrainedEditor
 from .lora import LoRAHparams, LowRank, low_rank_patch
 
 RankRule = Literal["floor", "ceil", "largest_remainder"]
@@ -86,6 +87,10 @@ class WeightedLowRank(LowRank):
     def delta(self, edit: int) -> Tensor:
         return self.omega[edit] * super().delta(edit)
 
+    def factors(self, edit: int) -> Factors:
+        r = int(self.rank[edit])
+        return Factors(self.a[edit, :r], self.b[edit, :, :r] * self.omega[edit], self.scale * r)
+
     def resize(self, rank: Tensor, keys: Tensor, *, keep: bool) -> Tensor:
         """Give each edit its rank, (E,); (E,) bool, the edits where it is another one than before.
 
@@ -113,6 +118,8 @@ class WeightedLowRank(LowRank):
 class SimplexPatch(WeightSitePatch[WeightedLowRank]):
     """Weighted factors at n sites, whose weights share n within each edit."""
 
+    resizes = True
+
     rounds: Tensor  # (E,) int64, how often ranks have been chosen
 
     def __init__(
@@ -121,6 +128,11 @@ class SimplexPatch(WeightSitePatch[WeightedLowRank]):
         super().__init__(seeds, sites, branches)
         self.h = h
         self.register_buffer("rounds", torch.zeros(len(seeds), dtype=torch.long))
+
+    def rates(self, lr: float) -> dict[str, float]:
+        # The patch takes the steps of omega itself.
+        own = {id(branch.omega) for _, branch in self.items()}
+        return {name: 0.0 if id(p) in own else lr for name, p in self.named_parameters()}
 
     def after_step(self) -> Mapping[str, Tensor]:
         h, branches = self.h, [branch for _, branch in self.items()]
@@ -203,18 +215,16 @@ def _by_singular_value(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return (vh * sign * length) @ q_a.mT, q_b @ (u * (s[:, None] * sign.mT / length))
 
 
-class SimplexLoRA(Editor[SimplexLoRAHparams]):
+class SimplexLoRA(TrainedEditor):
     """Low-rank adaptation that learns how much rank each site is worth."""
 
     Hparams = SimplexLoRAHparams
+    hparams: SimplexLoRAHparams
+    merges = True
 
     def patch(self, seeds: Sequence[int]) -> SimplexPatch:
         fresh = low_rank_patch(self.model, self.hparams, seeds, WeightedLowRank)
         return SimplexPatch(seeds, fresh.sites, [*fresh.branches], self.hparams)
-
-    def learning_rate(self, parameter: str) -> float:
-        # The patch takes the steps of omega itself.
-        return 0.0 if parameter.endswith(".omega") else self.hparams.lr
 
     def may_stop(self, steps: Tensor) -> Tensor:
         return steps >= self.hparams.T * self.hparams.K

@@ -45,8 +45,7 @@ if TYPE_CHECKING:
     from nltk.tokenize import NLTKWordTokenizer
     from nltk.tokenize.punkt import PunktSentenceTokenizer
 
-Mode = Literal["token_em", "strict", "generation", "probabilities", "fluency"]
-Direction = Literal["higher", "lower"]
+Family = Literal["token_em", "strict", "generation", "probabilities", "fluency"]
 
 RESAMPLES = 1000
 PICKS_AT_ONCE = 1_000_000  # bounds the bootstrap's memory to some ten megabytes, however many facts there are
@@ -166,8 +165,8 @@ def _words(text: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _tokenizers() -> tuple[PunktSentenceTokenizer, NLTKWordTokenizer]:
-    from nltk.tokenize import NLTKWordTokenizer  # takes a second to import, and only fluency needs it
-    from nltk.tokenize.punkt import PunktSentenceTokenizer
+    from nltk.tokenize import NLTKWordTokenizer  # noqa: PLC0415 - takes a second, and only fluency needs it
+    from nltk.tokenize.punkt import PunktSentenceTokenizer  # noqa: PLC0415
 
     return PunktSentenceTokenizer(), NLTKWordTokenizer()
 
@@ -224,9 +223,8 @@ class Metric:
 
     name: str
     label: str
-    mode: Mode
+    mode: Family
     per_fact: PerFact
-    better: Direction = "higher"
 
 
 METRICS = (
@@ -286,8 +284,7 @@ class Failure(_Result):
 
 class MetricSummary(_Result):
     label: str
-    mode: Mode
-    better: Direction
+    mode: Family
     edited: Estimate
     base: Estimate | None
     """The unedited model's; None where the metric compares with it already."""
@@ -309,8 +306,7 @@ class Summary(_Result):
 
 class PairedDifference(_Result):
     label: str
-    mode: Mode
-    better: Direction
+    mode: Family
     a: float
     b: float
     difference: float
@@ -344,7 +340,6 @@ def summarise(scores: Sequence[FactScores], *, seed: int = 0) -> Summary:
             metrics[metric.name] = MetricSummary(
                 label=metric.label,
                 mode=metric.mode,
-                better=metric.better,
                 edited=_estimate(edited, seed),
                 base=_estimate(base, seed) if base else None,
             )
@@ -381,7 +376,6 @@ def compare(a: Sequence[FactScores], b: Sequence[FactScores], *, seed: int = 0) 
             metrics[metric.name] = PairedDifference(
                 label=metric.label,
                 mode=metric.mode,
-                better=metric.better,
                 a=float(before.mean()),
                 b=float(after.mean()),
                 difference=float((after - before).mean()),
@@ -397,8 +391,6 @@ def failure(fact: FactScores) -> str | None:
     """Why the fact counts in no mean: its own ``error``, or a number that is none; None if it does count."""
     if fact.error is not None:
         return fact.error
-    if math.isnan(fact.loss):
-        return "the training loss is NaN"
     for probe in fact.probes:
         for model, seen in (("unedited", probe.base), ("edited", probe.edited)):
             for answer in (*seen.answers, *([seen.contrast] if seen.contrast else [])):

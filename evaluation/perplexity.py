@@ -13,28 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
-from ..editors import Edits
-from ..editors._encoding import Encoded
-from ..editors._forward import frozen
-from .scoring import _both_passes
+from ..editors.base import Edits
+from ..engine.model.encoding import Encoded
+from ..engine.model.passes import frozen
+from .scores import Perplexity
+from .scoring import both_passes
 
 _WINDOW = 512
 # Windows of one forward pass: 2048 tokens, of which half are predicted, so that the logits stay below a gigabyte.
 _AT_ONCE = 4
-
-
-class Perplexity(BaseModel):
-    """The perplexity of both models on one text."""
-
-    # A broken model's may be infinite.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
-
-    base: float
-    edited: float
-    tokens: int
-    """Predicted tokens, T - 1."""
 
 
 def perplexity(
@@ -50,7 +38,7 @@ def perplexity(
     with frozen(edits.editor.model), torch.no_grad():
         for i in range(0, len(rows), _AT_ONCE):
             chunk = rows[i : i + _AT_ONCE]
-            passes = _both_passes(edits, [edit] * len(chunk), chunk)
+            passes = both_passes(edits, [edit] * len(chunk), chunk)
             base += sum(unedited.log_prob for unedited, _ in passes)
             edited += sum(own.log_prob for _, own in passes)
             progress((i + len(chunk)) / len(rows))

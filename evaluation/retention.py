@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from .metrics import Estimate, Summary, summarise
-from .perplexity import Perplexity
-from .scores import FactScores
+from .scores import FactScores, Perplexity
 
 
 class AgeGroup(BaseModel):
@@ -29,7 +28,7 @@ class AgeGroup(BaseModel):
 class Checkpoint(BaseModel):
     """The state of a model after so many edits."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     edits: int
     summary: Summary

@@ -18,26 +18,27 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from .. import data as facts_of
-from .. import hparams as presets
-from ..data import BadRecord, Fact
-from ..editors import Editor, Edits, find
-from ..editors._files import replacing
-from ..editors._models import load as load_model
-from . import report
-from ._folder import RUN, RunError, append, open_folder, read
-from .easyedit import to_easyedit
+from ..data import BadRecord, Fact, LoadedFacts
+from ..editors import Editor, Edits, find, load, settings
+from ..engine.files import locked, replacing
+from ..engine.model.loading import load as load_model
+from ..engine.progress import Phase, Progress
+from .folder import RUN, RunError, append, open_folder, read
 from .metrics import Summary, summarise
 from .perplexity import perplexity
+from .report.easyedit import to_easyedit
+from .report.figures import plot_reports, plot_retention
 from .retention import Checkpoint, checkpoint
 from .scores import FactScores
-from .scoring import TOKEN_EM, Mode, evaluate
+from .scoring import Measure, evaluate
 
 __all__ = ["RUN", "EditMode", "RunError", "RunResult", "run"]
 
@@ -51,12 +52,16 @@ _SCORED_AT_ONCE = 64
 # Shares of a fact's time, for the progress bar only: where a phase begins within editing or scoring, and its length.
 _EDITING, _SCORING = 0.7, 0.3
 _PHASES = {
-    "training": (0.0, _EDITING),
-    "scoring": (0.0, 0.1),
-    "generating answers": (0.1, 0.05),
-    "generating texts": (0.15, 0.15),
-    "perplexity": (_SCORING, 0.0),
+    Phase.TRAINING: (0.0, _EDITING),
+    Phase.SCORING: (0.0, 0.1),
+    Phase.ANSWERS: (0.1, 0.05),
+    Phase.TEXTS: (0.15, 0.15),
+    Phase.PERPLEXITY: (_SCORING, 0.0),
+    Phase.FINISHED: (0.0, 0.0),
 }
+
+Told = Callable[[Phase, float, int], None]
+"""Told what is being done, how many facts are done, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +81,16 @@ class RunResult:
 
 
 def run(
-    editor: str,
-    hparams: str,
+    editor: str | Editor,
+    preset: str | None = None,
     *,
+    facts: Sequence[Fact] | None = None,
+    data: str | LoadedFacts = "samples",
     mode: EditMode = "single",
     checkpoints: Collection[int] | None = None,
     perplexity_text: str | Path | None = None,
-    overrides: Collection[str] = (),
+    overrides: Mapping[str, Any] | None = None,
     model: str | None = None,
-    data: str = "samples",
     limit: int | None = None,
     offset: int = 0,
     skip_bad: bool = False,
@@ -92,80 +98,131 @@ def run(
     device: str = "auto",
     dtype: str = "auto",
     edits_at_once: int | None = None,
-    modes: Collection[Mode] = (TOKEN_EM,),
+    measures: Collection[Measure] = (),
     fluency: bool = True,
     output: str | Path | None = None,
     resume: bool = False,
     trust_remote_code: bool = False,
     easyedit: bool = False,
-    progress: Callable[[str, float, int], None] | None = None,
+    progress: Told | None = None,
 ) -> RunResult:
-    """Edit the facts of ``data``, score them, and write the results to a folder.
+    """Edit facts, score them, and write the results to a folder as they come.
 
-    ``editor``: a name in ``loredit.editors.available()``. ``hparams``: a YAML file, or the name of a preset of that
-    editor; ``overrides``: ``key=value`` over it. ``checkpoints``: after how many sequential edits all facts so far are
-    scored, beside the end; None: 1, 10, 100, ... ``perplexity_text``: a file, on which both models' perplexity is
-    measured at the same points. ``model`` None: the preset's. ``data``: see ``loredit.data.load``. ``modes``: what is
-    scored. ``output`` None: a new folder below ``results/``, or, to ``resume``, the newest one with the same settings.
-    ``easyedit``: write the results in EasyEdit's JSON form too. ``progress(phase, done, total)`` counts facts.
-    Raises ValueError (its message for people) for bad input.
+    Args:
+        editor: a name in ``loredit.editors.available()``, or an editor, which brings model, settings and seed along.
+        preset: a YAML file or a preset of the editor; of an editor that is given by name.
+        facts: what is edited; else what ``data`` names.
+        data: see ``loredit.data.load``; or what it has loaded.
+        mode: single, each fact on the unedited model; batch, one edit for all; sequential, one after another.
+        checkpoints: after how many sequential edits all facts so far are scored, beside the end; None: 1, 10, 100, ...
+        perplexity_text: a file, on which both models' perplexity is measured at the same points.
+        overrides: hyper-parameters in place of the preset's.
+        model: a name in place of the preset's.
+        limit: edit this many facts at most.
+        offset: skip this many facts first.
+        skip_bad: leave faulty records out, and list them in the result.
+        seed: same seed, same machine: same numbers.
+        device: auto, cpu, cuda, cuda:1, mps.
+        dtype: of the base model: auto, float32, bfloat16.
+        edits_at_once: edits trained side by side; None: as many as memory allows.
+        measures: what is scored beside ``token_em``.
+        fluency: sample a text for each fact.
+        output: a folder; None: a new one below ``results/``, or, to ``resume``, the newest one with the same settings.
+        resume: go on with an interrupted run of the same settings.
+        trust_remote_code: run code that a model brings along.
+        easyedit: write the results in EasyEdit's JSON form too.
+        progress: told which phase it is, and how many facts of how many are done.
+
+    Raises:
+        ValueError: bad input; the message is for people.
+
+    Example:
+        >>> result = run("lora", "smollm2", facts=facts, fluency=False)  # doctest: +SKIP
+        >>> result.summary.metrics["locality"].edited.mean  # doctest: +SKIP
     """
-    cls = find(editor)
-    settings = presets.load(cls, hparams, [*overrides, *([f"model={json.dumps(model)}"] if model else [])])
-    loaded_facts = facts_of.load(data, skip_bad=skip_bad)
-    facts = loaded_facts.facts[offset : None if limit is None else offset + limit]
-    if not facts:
-        raise RunError(f"no facts to edit: {len(loaded_facts.facts)} in {data}, offset {offset}, limit {limit}")
-    points = _points(mode, checkpoints, len(facts))
+    if facts is not None:
+        data = LoadedFacts.of(facts)
+    loaded_facts = facts_of.load(data, skip_bad=skip_bad) if isinstance(data, str) else data
+    chosen = loaded_facts.facts[offset : None if limit is None else offset + limit]
+    if not chosen:
+        raise RunError(
+            f"no facts to edit: {len(loaded_facts.facts)} in {loaded_facts.source}, offset {offset}, limit {limit}"
+        )
+    points = _points(mode, checkpoints, len(chosen))
     text = _text(mode, perplexity_text)
-    loaded = load_model(settings.model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    if isinstance(editor, Editor):
+        if preset is not None or overrides or model is not None:
+            raise RunError("an editor that is given as an object has its settings and model already; leave out others")
+        method, name = editor, editor.name()
+    else:
+        if preset is None:
+            raise RunError(f"an editor that is given by name needs a preset: run({editor!r}, 'smollm2')")
+        hparams = settings(editor, preset, {**(overrides or {}), **({"model": model} if model else {})})
+        loaded = load_model(hparams.model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        method = find(editor)(loaded.model, loaded.tokenizer, hparams, seed=seed)
+        name = f"{editor}-{Path(preset).name.removesuffix('.yaml')}"
     record = {
-        "editor": editor,
+        "editor": method.name(),
         "mode": mode,
         "checkpoints": points,
-        "hparams": settings.model_dump(mode="json"),
-        "model": loaded.identity,
-        "data": {"source": data, "sha256": loaded_facts.identity, "offset": offset, "facts": len(facts)},
+        "hparams": method.hparams.model_dump(mode="json"),
+        "model": method.model_identity,
+        "data": {
+            "source": loaded_facts.source,
+            "sha256": loaded_facts.identity,
+            "offset": offset,
+            "facts": len(chosen),
+        },
         "perplexity_text": text and hashlib.sha256(text.encode()).hexdigest(),
-        "seed": seed,
-        "modes": sorted(modes),
+        "seed": method.seed,
+        "measures": sorted(measures),
         "fluency": fluency,
-        "device": str(loaded.model.device),
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "device": str(method.model.device),
+        "dtype": str(method.model.dtype).removeprefix("torch."),
     }
-    folder = open_folder(record, Path(output) if output else None, f"{editor}-{Path(hparams).stem}", resume)
     begun = time.perf_counter()
-    job = _Job(
-        cls(loaded.model, loaded.tokenizer, settings, seed=seed),
-        facts,
-        folder,
-        lambda edits, told: evaluate(edits, modes=modes, fluency=fluency, seed=seed, progress=told),
-        _Told(progress, len(facts), _EDITING * len(facts) + _SCORING * (sum(points) or len(facts))),
-    )
-    if mode == "single":
-        _edit_each(job, edits_at_once)
-    else:
-        _edit_one(job, mode, points, text)
-    done = job.scores(RESULTS)
-    summary = summarise(done)
-    if easyedit:
-        with replacing(folder / EASYEDIT) as path:
-            path.write_text(json.dumps([to_easyedit(scores) for scores in done], indent=1), encoding="utf-8")
-    reached = read(folder / CHECKPOINTS, Checkpoint)
-    if len(reached) > 1:
-        report.plot_retention(reached, folder / RETENTION)
-    report.plot_reports(done, folder)
-    with replacing(folder / SUMMARY) as path:
-        path.write_text(summary.model_dump_json(indent=1), encoding="utf-8")
+    with nullcontext() if output is None else locked(Path(output)):
+        folder = open_folder(record, Path(output) if output else None, name, resume)
+        with locked(folder) if output is None else nullcontext():
+            job = _Job(
+                method,
+                chosen,
+                folder,
+                lambda edits, told: evaluate(
+                    edits, measures=measures, fluency=fluency, seed=method.seed, progress=told
+                ),
+                _Counted(progress, len(chosen), _EDITING * len(chosen) + _SCORING * (sum(points) or len(chosen))),
+            )
+            if mode == "single":
+                _edit_each(job, edits_at_once)
+            else:
+                _edit_one(job, mode, points, text)
+            summary, reached = _concluded(job, easyedit)
     return RunResult(
         summary,
         folder,
-        len(facts),
+        len(chosen),
         loaded_facts.bad,
         loaded_facts.unanswered,
         time.perf_counter() - begun,
         reached,
     )
+
+
+def _concluded(job: _Job, easyedit: bool) -> tuple[Summary, list[Checkpoint]]:
+    """What a run ends with: the summary, and figures."""
+    done = job.scores(RESULTS)
+    summary = summarise(done)
+    if easyedit:
+        with replacing(job.folder / EASYEDIT) as path:
+            path.write_text(json.dumps([to_easyedit(scores) for scores in done], indent=1), encoding="utf-8")
+    reached = read(job.folder / CHECKPOINTS, Checkpoint)
+    if len(reached) > 1:
+        plot_retention(reached, job.folder / RETENTION)
+    plot_reports(done, job.folder)
+    with replacing(job.folder / SUMMARY) as path:
+        path.write_text(summary.model_dump_json(indent=1), encoding="utf-8")
+    return summary, reached
 
 
 def _points(mode: EditMode, checkpoints: Collection[int] | None, n: int) -> list[int]:
@@ -199,11 +256,11 @@ def _text(mode: EditMode, file: str | Path | None) -> str | None:
 class _Job:
     """What the modes share."""
 
-    method: Editor[Any]
+    method: Editor
     facts: Sequence[Fact]
     folder: Path
-    evaluate: Callable[[Edits, _Told], list[FactScores]]
-    told: _Told
+    evaluate: Callable[[Edits, Progress], list[FactScores]]
+    told: _Counted
 
     def scores(self, name: str) -> list[FactScores]:
         """What a file holds so far, in the order of the facts."""
@@ -262,26 +319,19 @@ def _check(job: _Job, edits: Edits, points: Sequence[int], text: str | None, edi
     name = RESULTS if n == len(job.facts) else f"checkpoint-{n}.jsonl"
     done = {scores.case_id for scores in job.scores(name)}
     job.told.finished(_SCORING * len(done))
-    left = [place for place, fact in enumerate(edits.facts[0]) if fact.case_id not in done]
+    left = [i for i, fact in enumerate(edits.facts[0]) if fact.case_id not in done]
     for i in range(0, len(left), _SCORED_AT_ONCE):
-        job.score(_about(edits, left[i : i + _SCORED_AT_ONCE]), name, edit_seconds)
+        job.score(edits.about(left[i : i + _SCORED_AT_ONCE]), name, edit_seconds)
     measured = None
     if text is not None:
-        measured = perplexity(edits, text, progress=lambda share: job.told("perplexity", share, 0))
+        measured = perplexity(edits, text, progress=lambda share: job.told(Phase.PERPLEXITY, share, 0))
     append(job.folder / CHECKPOINTS, [checkpoint(job.scores(name), measured)])
-
-
-def _about(edits: Edits, places: Sequence[int]) -> Edits:
-    """The one edit with some of its facts."""
-    (facts,), (outcome,) = edits.facts, edits.outcomes
-    lost = {i: outcome.lost[place] for i, place in enumerate(places) if place in outcome.lost}
-    return replace(edits, facts=(tuple(facts[place] for place in places),), outcomes=(replace(outcome, lost=lost),))
 
 
 def _last(job: _Job) -> Edits | None:
     """The edit as it was saved last."""
     newest = _newest(job.folder)
-    return Edits.load(newest, job.method.model, job.method.tokenizer) if newest else None
+    return load(newest, job.method.model, job.method.tokenizer) if newest else None
 
 
 def _save(edits: Edits, folder: Path) -> None:
@@ -300,19 +350,19 @@ def _newest(folder: Path) -> Path | None:
     return saved[-1] if saved else None
 
 
-class _Told:
+class _Counted:
     """Turns the phases of a batch into a count of facts, as if each were edited and scored once."""
 
-    def __init__(self, progress: Callable[[str, float, int], None] | None, facts: int, work: float) -> None:
-        self._progress, self._facts, self._work, self._done = progress or (lambda *_: None), facts, work, 0.0
+    def __init__(self, told: Told | None, facts: int, work: float) -> None:
+        self._told, self._facts, self._work, self._done = told or (lambda *_: None), facts, work, 0.0
 
-    def __call__(self, phase: str, share: float, facts: int) -> None:
+    def __call__(self, phase: Phase, share: float, facts: int) -> None:
         begin, length = _PHASES[phase]
         self._tell(phase, self._done + facts * (begin + length * share))
 
     def finished(self, work: float) -> None:
         self._done += work
-        self._tell("finished", self._done)
+        self._tell(Phase.FINISHED, self._done)
 
-    def _tell(self, phase: str, done: float) -> None:
-        self._progress(phase, done * self._facts / self._work, self._facts)
+    def _tell(self, phase: Phase, done: float) -> None:
+        self._told(phase, done * self._facts / self._work, self._facts)

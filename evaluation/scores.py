@@ -6,16 +6,21 @@ recomputed, and two runs compared pair by pair, from the files alone.
 
 from __future__ import annotations
 
-from typing import Literal
+from math import isfinite
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+Finite = Annotated[
+    float | None, BeforeValidator(lambda value: None if isinstance(value, float) and not isfinite(value) else value)
+]
+"""A number, or None for one that is not finite, which JSON could not say. Earlier files said NaN."""
 
 Kind = Literal["rewrite", "rephrase", "locality", "portability"]
 
 
 class _Record(BaseModel):
-    # The loss of a failed edit is NaN; JSON's null could not be read back.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class AnswerScore(_Record):
@@ -65,8 +70,8 @@ class FactScores(_Record):
     edited_text: str | None = None
     steps: int
     """Optimizer steps the edit took."""
-    loss: float
-    """The edit's last training loss."""
+    loss: Finite
+    """The edit's last training loss; None where none was seen."""
     nonzero_share: float
     """Share of the edit's trained numbers that are not zero."""
     report: dict[str, dict[str, int | float]] = {}
@@ -77,3 +82,13 @@ class FactScores(_Record):
     """Wall time of scoring and generating, likewise."""
     error: str | None = None
     """Why this fact could not be edited or scored; its probes are then empty and it counts in no mean."""
+
+
+class Perplexity(_Record):
+    """The perplexity of both models on one text."""
+
+    base: Finite
+    edited: Finite
+    """None where a broken model's is infinite."""
+    tokens: int
+    """Predicted tokens, T - 1."""

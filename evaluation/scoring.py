@@ -21,21 +21,23 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..data.facts import Fact
-from ..editors import Edits
-from ..editors._encoding import Batch, Encoded, EncodingError, chunks
-from ..editors._forward import frozen, kept, logits_at, replayed
-from ..editors._generation import Attach, TopK, continuations, greedy
-from ..editors._random import seed_of
-from ..editors.base import Progress
+from ..editors.base import Edits
+from ..engine.devices import Budget
+from ..engine.model.encoding import Batch, Encoded, EncodingError, chunks
+from ..engine.model.generation import Attach, TopK, continuations, greedy
+from ..engine.model.hooks import attached_to
+from ..engine.model.passes import frozen, logits_at, recorded, replayed
+from ..engine.progress import Phase, Progress
+from ..engine.seeds import seed_of
 from .scores import AnswerScore, FactScores, Kind, ProbeScores, Seen
 
 _T = TypeVar("_T")
-Mode = Literal["token_em", "generation", "probabilities"]
-TOKEN_EM: Mode = "token_em"
+Measure = Literal["generation", "probabilities"]
+"""What can be scored beside ``token_em``: free generation, and ROME's probabilities."""
 
 # Tokens of one forward pass and rows of one generation: enough to keep the device busy.
-_TOKENS = {"cpu": 1024, "cuda": 1 << 16, "mps": 8192}
-_ROWS = {"cpu": 256, "cuda": 2048, "mps": 128}
+_TOKENS = Budget(cpu=1024, mps=8192, accelerator=1 << 16)
+_ROWS = Budget(cpu=256, mps=128, accelerator=2048)
 _FLUENCY_TOKENS = 100
 _ANSWER_TOKENS = 32
 
@@ -43,30 +45,35 @@ _ANSWER_TOKENS = 32
 def evaluate(
     edits: Edits,
     *,
-    modes: Collection[Mode] = (TOKEN_EM,),
+    measures: Collection[Measure] = (),
     fluency: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[FactScores]:
-    """Score every fact of every edit, in order. ``seed`` is for the sampled texts of ``fluency``."""
+    """Score every fact of every edit, in order. ``seed`` is for the sampled texts of ``fluency``.
+
+    Raises RuntimeError while something is attached to the model: it would be taken for the unedited one.
+    """
+    if attached_to(edits.editor.model):
+        raise RuntimeError("edits are attached to the model; evaluate outside of `with edits.on(...)`")
     places = ((e, place) for e, facts in enumerate(edits.facts) for place in range(len(facts)))
-    jobs = [Job(edits, e, place, "probabilities" in modes) for e, place in places]
+    jobs = [Job(edits, e, place, "probabilities" in measures) for e, place in places]
     good = [job for job in jobs if not job.error]
 
-    def told(phase: str) -> Callable[[float], None]:
+    def told(phase: Phase) -> Callable[[float], None]:
         return lambda share: progress(phase, share, len(edits)) if progress else None
 
     with frozen(edits.editor.model), torch.no_grad():
-        _teacher_force(edits, good, told("scoring"))
-        if "generation" in modes:
-            _generate(edits, good, told("generating answers"))
+        _teacher_force(edits, good, told(Phase.SCORING))
+        if "generation" in measures:
+            _generate(edits, good, told(Phase.ANSWERS))
         if fluency:
-            _write(edits, good, seed, told("generating texts"))
+            _write(edits, good, seed, told(Phase.TEXTS))
     return [job.scores() for job in jobs]
 
 
 @dataclass(frozen=True)
-class _Pass:
+class Pass:
     """What one model did with one teacher-forced row."""
 
     argmax: tuple[int, ...]
@@ -81,7 +88,7 @@ class Job:
         self.error = edits.outcomes[edit].lost.get(place, edits.outcomes[edit].error)
         self.probes = list(_probes(self.fact, probabilities))
         self.rows: dict[tuple[str, str], Encoded] = {}
-        self.passes: dict[tuple[str, str], tuple[_Pass, _Pass]] = {}  # unedited, edited
+        self.passes: dict[tuple[str, str], tuple[Pass, Pass]] = {}  # unedited, edited
         self.answers: dict[str, tuple[str, str]] = {}
         self.texts: tuple[str, str] | None = None
         try:
@@ -166,31 +173,32 @@ def _probes(fact: Fact, probabilities: bool) -> Iterator[_Probe]:
 def _teacher_force(edits: Edits, jobs: Sequence[Job], progress: Callable[[float], None]) -> None:
     rows = sorted(((job, key) for job in jobs for key in job.rows), key=lambda row: len(row[0].rows[row[1]].ids))
     done = 0
-    for chunk in chunks(rows, [len(job.rows[key].ids) for job, key in rows], _TOKENS[edits.editor.model.device.type]):
-        passes = _both_passes(edits, [job.edit for job, _ in chunk], [job.rows[key] for job, key in chunk])
+    for chunk in chunks(rows, [len(job.rows[key].ids) for job, key in rows], _TOKENS.on(edits.editor.model.device)):
+        passes = both_passes(edits, [job.edit for job, _ in chunk], [job.rows[key] for job, key in chunk])
         for (job, key), both in zip(chunk, passes, strict=True):
             job.passes[key] = both
         progress((done := done + len(chunk)) / len(rows))
 
 
-def _both_passes(edits: Edits, owners: Sequence[int], rows: Sequence[Encoded]) -> list[tuple[_Pass, _Pass]]:
+def both_passes(edits: Edits, owners: Sequence[int], rows: Sequence[Encoded]) -> list[tuple[Pass, Pass]]:
+    """The unedited model and row r's edit ``owners[r]`` on teacher-forced rows."""
     model, first = edits.editor.model, edits.patch.first_layer
     batch = Batch.of(rows, model.device)
-    with kept(model, first) as hidden:
+    with recorded(model, first) as hidden:
         base = _passes(logits_at(model, batch.ids, batch.at), batch)
     with edits.on(owners), replayed(model, first, hidden[0]) if first else nullcontext():
         edited = _passes(logits_at(model, batch.ids, batch.at), batch)
     return list(zip(base, edited, strict=True))
 
 
-def _passes(logits: Tensor, batch: Batch) -> list[_Pass]:
+def _passes(logits: Tensor, batch: Batch) -> list[Pass]:
     """(N, V) -> one result for each row."""
     logits = logits.to(torch.promote_types(torch.float32, logits.dtype))
     log_prob = logits.gather(-1, batch.labels[:, None]).squeeze(-1) - logits.logsumexp(-1)
     sums = batch.table(log_prob).sum(1).tolist()
     argmax = iter(logits.argmax(-1).tolist())
     return [
-        _Pass(tuple(next(argmax) for _ in range(n)), total)
+        Pass(tuple(next(argmax) for _ in range(n)), total)
         for n, total in zip(batch.table.counts.tolist(), sums, strict=True)
     ]
 
@@ -247,7 +255,7 @@ def _continued(
     """The unedited and the edited model's continuation of each prompt, in one batch."""
     editor = edits.editor
     out: list[tuple[str, str]] = []
-    most, context = _ROWS[editor.model.device.type] // 2, editor.encoder.context - editor.encoder.reserved
+    most, context = _ROWS.on(editor.model.device) // 2, editor.encoder.context - editor.encoder.reserved
     prompts = {request.prompt: editor.encoder.prompt(request.prompt).ids for request in requests}
     # A text that may fill the context is written alone: its width would push the others' beyond it.
     sizes = [most if len(prompts[request.prompt]) + tokens > context else 1 for request in requests]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .editors._easyedit import EasyEditHparams, apply, edit, hparams, register
-from .evaluation.easyedit import to_easyedit
+from .bridges.easyedit import EasyEditHparams, apply, edit, hparams, register, to_easyedit
 
 __all__ = ["EasyEditHparams", "apply", "edit", "hparams", "register", "to_easyedit"]

@@ -40,6 +40,6 @@ def hparams(method: str, **changes: Any) -> Hparams:
     return editors.find(method).Hparams(**schedule | values)
 
 
-def editor(method: str, model: Any, tokenizer: Any, *, seed: int = 0, **changes: Any) -> Editor[Any]:
+def editor(method: str, model: Any, tokenizer: Any, *, seed: int = 0, **changes: Any) -> Editor:
     """The method bound to a model, with :func:`hparams`."""
     return editors.find(method)(model, tokenizer, hparams(method, **changes), seed=seed)

@@ -11,6 +11,8 @@ import methods
 import pytest
 import tiny
 import torch
+from loredit.engine.model.passes import frozen
+from loredit.engine.training.loop import Work
 from peft import AdaLoraConfig, PeftModel, get_peft_model
 from pydantic import ValidationError
 from torch import Tensor
@@ -18,8 +20,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loredit.data import Fact
 from loredit.editors import Edits, _training
-from loredit.editors._forward import frozen
-from loredit.editors._training import Work
 from loredit.editors.adalora import AdaLoRAHparams, AdaLoRAPatch, _smallest
 
 # PEFT asks the model for this property, which transformers 5 has renamed.

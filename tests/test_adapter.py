@@ -10,10 +10,10 @@ import pytest
 import slow
 import tiny
 import torch
+from loredit.engine.patches.rows import Rows
+from loredit.engine.model.sites import SiteError, blocks
 from torch import Tensor, nn
 
-from loredit.editors._rows import Rows
-from loredit.editors._sites import SiteError, blocks
 from loredit.editors.adapter import AdapterHparams
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -9,9 +9,8 @@ import pytest
 import slow
 import tiny
 import torch
+from loredit.engine.model.sites import sites
 from torch import nn
-
-from loredit.editors._sites import sites
 
 ALL = ["qkv", "attention_output", "mlp_up", "mlp_down"]
 

@@ -14,6 +14,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from loredit.data.examples import Example
+from loredit.engine.model.loading import LoadedModel
+from loredit.engine.model.loading import load as load_model
+from loredit.engine.model.sites import head, sites
+from loredit.evaluation.classification.__main__ import app
+from loredit.evaluation.tuning.examples import Encoder, Interleaved, collated
+from loredit.evaluation.tuning.side_by_side import Below, SideBySide, fresh_head, losses
+from loredit.evaluation.tuning.training import TrainingError, scored
 from test_classification_data import aqua_folder, essays, glue_folder
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,16 +44,8 @@ from typer.testing import CliRunner
 
 from loredit import editors
 from loredit import hparams as presets
-from loredit.data._examples import Example
 from loredit.editors import Hparams
-from loredit.editors._models import LoadedModel
-from loredit.editors._models import load as load_model
-from loredit.editors._sites import head, sites
 from loredit.evaluation.classification import _scores, runs
-from loredit.evaluation.classification.__main__ import app
-from loredit.evaluation.classification._encoding import Encoder, Interleaved, collated
-from loredit.evaluation.classification._model import Below, SideBySide, fresh_head, losses
-from loredit.evaluation.classification._training import TrainingError, scored
 
 PAD = 256
 _SHAPE = {

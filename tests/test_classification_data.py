@@ -8,9 +8,9 @@ from pathlib import Path
 
 import datasets
 import pytest
+from loredit.data.examples import DataError, Example
 
 from loredit.data import aqua, glue, human_vs_machine
-from loredit.data._examples import DataError, Example
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 shared = [

@@ -5,11 +5,11 @@ from __future__ import annotations
 import methods
 import pytest
 import torch
+from loredit.engine.patches.rows import Rows
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from loredit.editors._rows import Rows
 from loredit.editors.compacter import PHM
 
 

@@ -17,6 +17,9 @@ import pytest
 import slow
 import tiny
 import torch
+from loredit.engine.model.generation import continuations
+from loredit.engine.storage.manifest import EditsError
+from loredit.engine.training.loop import Work
 from methods import METHODS
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,9 +27,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loredit import editors
 from loredit.data import Fact
 from loredit.editors import Editor, Edits, Patch, WeightPatch, _training
-from loredit.editors._generation import continuations
-from loredit.editors._saving import EditsError
-from loredit.editors._training import Work
 from loredit.evaluation.scoring import evaluate
 
 STEPS = 6
@@ -64,12 +64,12 @@ def some(facts: Sequence[Fact]) -> Sequence[Fact]:
 
 
 @pytest.fixture(scope="module")
-def editor(method: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Editor[Any]:
+def editor(method: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Editor:
     return bound(method, model, tokenizer)
 
 
 @pytest.fixture(scope="module")
-def edits(editor: Editor[Any], some: Sequence[Fact]) -> Edits:
+def edits(editor: Editor, some: Sequence[Fact]) -> Edits:
     """Three facts, trained together."""
     return editor.edit_each(some)
 

@@ -30,6 +30,7 @@ import pytest
 import slow
 import tiny
 import torch
+from loredit.bridges.easyedit import _alg_name, _merges
 from methods import METHODS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import import_utils
@@ -39,7 +40,6 @@ from loredit import editors
 from loredit.data import Fact, FactError, from_request, load
 from loredit.easyedit import EasyEditHparams, to_easyedit
 from loredit.editors import Editor, WeightPatch, load_model
-from loredit.editors._easyedit import _alg_name, _merges
 from loredit.evaluation import evaluate, summarise
 from loredit.evaluation.scores import AnswerScore, FactScores, ProbeScores, Seen
 from loredit.hparams import load as hparams_of
@@ -174,7 +174,7 @@ def requests() -> list[dict[str, Any]]:
     return [{"prompt": p, "target_new": t, "subject": s} for p, t, s in columns]
 
 
-def own(method: str, folder: str) -> tuple[Editor[Any], list[Any]]:
+def own(method: str, folder: str) -> tuple[Editor, list[Any]]:
     """The editor as a library user has it, and the facts as the bridge calls them."""
     facts = [from_request(r, case_id=f"{r['prompt']} -> {r['target_new']}") for r in requests()]
     return editors.find(method)(*loaded(folder), methods.hparams(method)), facts

@@ -14,6 +14,15 @@ import pytest
 import slow
 import tiny
 import torch
+from loredit.engine.patches.adam import Adam
+from loredit.engine.model.encoding import Batch, Encoded, Encoder, EncodingError, Table, chunks, padded
+from loredit.engine.model.attention import products, plain_attention
+from loredit.engine.model.passes import input_of, recorded, logits_at, replayed
+from loredit.engine.model.generation import TopK, continuations, sampled_texts
+from loredit.engine.seeds import PerEdit, dropout, mixed, seed_of
+from loredit.engine.patches.rows import Rows
+from loredit.engine.model.sites import SiteError, roles, sites, transposed, weight_shape
+
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
 from torch import Tensor, nn
@@ -23,14 +32,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from loredit.data import Fact
 from loredit.editors import _memory, _rows, _training
-from loredit.editors._adam import Adam
-from loredit.editors._encoding import Batch, Encoded, Encoder, EncodingError, Table, chunks, padded
-from loredit.editors._forward import _plain_attention, input_of, kept, logits_at, plain_attention, replayed
-from loredit.editors._generation import TopK, continuations, sampled_texts
-from loredit.editors._random import PerEdit, dropout, mixed, seed_of
-from loredit.editors._rows import Rows
-from loredit.editors._sites import SiteError, roles, sites, transposed, weight_shape
-from loredit.editors._training import lesson
 from loredit.evaluation.scoring import evaluate
 
 

@@ -9,8 +9,7 @@ import pytest
 import slow
 import tiny
 import torch
-
-from loredit.editors._sites import sites, transposed
+from loredit.engine.model.sites import sites, transposed
 
 BOUND = 0.01
 

@@ -11,14 +11,14 @@ import pytest
 import slow
 import tiny
 import torch
+from loredit.engine.patches.branches import WeightSitePatch
+from loredit.engine.patches.rows import Rows
+from loredit.engine.training.loop import Work
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loredit.data import Fact
-from loredit.editors._branches import WeightSitePatch
-from loredit.editors._rows import Rows
-from loredit.editors._training import Work
 from loredit.editors.lora import LowRank
 
 # PEFT asks the model for this property, which transformers 5 has renamed.

@@ -15,6 +15,9 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
+from loredit.engine.model.sources import ModelError, folder_of
+from loredit.engine.model.identity import identity_of
+from loredit.engine.model.loading import load, pick_dtype
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -27,7 +30,6 @@ from transformers import (
 )
 
 from loredit.editors import _models
-from loredit.editors._models import ModelError, folder_of, identity_of, load, pick_dtype
 
 CPU = torch.device("cpu")
 TEXT = "The capital of France is Paris."

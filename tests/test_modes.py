@@ -18,14 +18,14 @@ import pytest
 import slow
 import tiny
 import torch
+from loredit.engine.patches.rows import Rows
+from loredit.engine.training.loop import Work
 from rich.console import Console
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loredit.data import Fact
 from loredit.editors import Editor, Edits, Patch, adalora, roselora
-from loredit.editors._rows import Rows
-from loredit.editors._training import Work
 from loredit.evaluation import report
 from loredit.evaluation.perplexity import Perplexity, perplexity
 from loredit.evaluation.retention import Checkpoint, checkpoint
@@ -62,7 +62,7 @@ def long() -> Fact:
     return Fact(case_id="bad", prompt="so " * tiny.CONTEXT, target_new="long")
 
 
-def bound(model: PreTrainedModel, method: str = "lora", **changes: Any) -> Editor[Any]:
+def bound(model: PreTrainedModel, method: str = "lora", **changes: Any) -> Editor:
     return methods.editor(method, model, tiny.tokenizer(), **{"steps": 4, "batch_size": 2} | changes)
 
 
@@ -84,7 +84,7 @@ def likelihoods(edits: Edits, facts: Sequence[Fact]) -> list[float]:
 # What is trained
 
 
-def reference(editor: Editor[Any], facts: Sequence[Fact]) -> Patch:
+def reference(editor: Editor, facts: Sequence[Fact]) -> Patch:
     """Passes over the mini-batches, a step of torch's Adam on each."""
     model, h = editor.model, editor.hparams
     patch = editor.fresh([editor.seed_for(facts)]).train()

@@ -10,11 +10,11 @@ import pytest
 import slow
 import tiny
 import torch
+from loredit.bridges.peft import PeftError
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from loredit.editors import Edits
-from loredit.editors._peft import PeftError
 
 pytestmark = [
     # PEFT asks the model for this property, which transformers 5 has renamed.

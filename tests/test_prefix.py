@@ -9,6 +9,9 @@ import pytest
 import slow
 import tiny
 import torch
+from loredit.engine.model.generation import continuations
+from loredit.engine.patches.rows import Rows
+from loredit.engine.training.loop import Work
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,9 +19,6 @@ from transformers import PreTrainedModel
 
 from loredit.data import Fact
 from loredit.editors import prefix
-from loredit.editors._generation import continuations
-from loredit.editors._rows import Rows
-from loredit.editors._training import Work
 from loredit.editors.prefix import PrefixPatch
 
 # PEFT asks the model for this property, which transformers 5 has renamed.

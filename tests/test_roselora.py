@@ -10,13 +10,13 @@ import methods
 import pytest
 import tiny
 import torch
+from loredit.engine.patches.branches import WeightSitePatch
 from pydantic import ValidationError
 from torch import Tensor
 from torch.func import functional_call
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loredit.data import Fact
-from loredit.editors._branches import WeightSitePatch
 from loredit.editors.roselora import SparseLowRank, _largest
 from loredit.evaluation import evaluate
 

@@ -13,11 +13,11 @@ import methods
 import pytest
 import tiny
 import torch
+from loredit.engine.storage.packed import Packed, joined, packed
+from loredit.engine.storage.manifest import EditsError, read_manifest, remove, write
 from safetensors.torch import load_file, save_file
 
 from loredit.editors import Edits
-from loredit.editors._packed import Packed, joined, packed
-from loredit.editors._saving import EditsError, read_manifest, remove, write
 
 
 def folder_bytes(folder: Path) -> int:

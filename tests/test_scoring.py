@@ -12,12 +12,12 @@ import pytest
 import slow
 import tiny
 import torch
+from loredit.engine.seeds import seed_of
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loredit.data import Fact, Probe
 from loredit.editors import Edits
-from loredit.editors._random import seed_of
 from loredit.evaluation import scoring
 from loredit.evaluation.scores import AnswerScore, FactScores, ProbeScores
 from loredit.evaluation.scoring import evaluate, natural

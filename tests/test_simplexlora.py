@@ -13,6 +13,9 @@ import matplotlib
 import methods
 import pytest
 import torch
+from loredit.engine.model.passes import frozen
+from loredit.engine.seeds import mixed, uniform
+from loredit.engine.training.loop import Work
 from pydantic import ValidationError
 from torch import Tensor
 from torch.func import functional_call
@@ -20,9 +23,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loredit.data import Fact
 from loredit.editors import Patch, _training, simplexlora
-from loredit.editors._forward import frozen
-from loredit.editors._random import mixed, uniform
-from loredit.editors._training import Work
 from loredit.editors.simplexlora import SimplexLoRAHparams, SimplexPatch, WeightedLowRank, project, ranks
 from loredit.evaluation.report import plot_sites
 

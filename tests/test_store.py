@@ -7,12 +7,12 @@ import pytest
 import slow
 import tiny
 import torch
+from loredit.engine.storage.manifest import EditsError
+from loredit.store.store import Whitening, _matches, _parted
 
 import loredit
 from loredit.data import Fact
 from loredit.editors import Edits, EditStore, _saving
-from loredit.editors._saving import EditsError
-from loredit.editors._store import Whitening, _matches, _parted
 
 PROMPTS = ["The capital of France is", "Bread is made of", "Water is"]
 

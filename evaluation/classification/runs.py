@@ -6,12 +6,11 @@ The folder holds ``run.json`` (everything needed to repeat the run), ``metrics.j
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 import json
 import random
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,20 @@ from torch import Tensor
 
 from ... import hparams as presets
 from ...data import aqua, glue, human_vs_machine
-from ...data._examples import Example, TaskData
+from ...data.examples import Example, TaskData
+from ...data.messages import unknown
 from ...editors import Hparams, available, find
-from ...editors._files import replacing
-from ...editors._models import LoadedModel
-from ...editors._models import load as load_model
-from ...editors._random import seed_of
-from .._folder import RUN, RunError, open_folder
-from . import _plots, _scores
-from ._encoding import Encoded, Encoder
-from ._model import SideBySide, fresh_head, parameters_of, set_head
-from ._training import AroundSteps, Curves, EditAdam, nonzero_share, scored, train
+from ...engine.files import replacing
+from ...engine.model.identity import identity_of
+from ...engine.model.loading import LoadedModel
+from ...engine.model.loading import load as load_model
+from ...engine.patches.patch import nonzero_share
+from ...engine.seeds import seed_of
+from ..folder import RUN, RunError, open_folder
+from ..tuning.examples import Encoded, Encoder
+from ..tuning.side_by_side import SideBySide, fresh_head, parameters_of, set_head
+from ..tuning.training import AroundSteps, Curves, EditAdam, scored, train
+from . import figures, metrics
 
 FULL, PROBE = "full", "probe"
 """The two methods that are no editors: all weights, and the head alone."""
@@ -85,7 +87,7 @@ def run(
     *,
     data: str = "hub",
     hparams: str | None = None,
-    overrides: Collection[str] = (),
+    overrides: Mapping[str, Any] | None = None,
     model: str | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     batch_size: int = 16,
@@ -110,7 +112,7 @@ def run(
     is. ``head_lr``: the learning rate of the head, whose matrices want smaller steps than an editor's factors. Raises
     ValueError (its message for people) for bad input.
     """
-    settings = _settings(editor, hparams or editor, [*overrides, *([f"model={json.dumps(model)}"] if model else [])])
+    settings = _settings(editor, hparams or editor, {**(overrides or {}), **({"model": model} if model else {})})
     examples = _data(task, data, skip_bad)
     if ensemble and examples.reference is None:
         raise RunError(f"{task} has no class that the others are told apart from; --ensemble is for human-vs-machine")
@@ -123,7 +125,7 @@ def run(
         "task": task,
         "editor": editor,
         "hparams": settings.model_dump(mode="json"),
-        "model": loaded.identity,
+        "model": identity_of(loaded.model),
         "data": {
             "source": data,
             "sha256": examples.identity,
@@ -158,7 +160,7 @@ def run(
         if name != "train":
             truth = [example.label for example in rows]
             splits[name] = _measured(examples, truth, trained.logits[name], len(seeds), ensemble)
-    metrics = {
+    found = {
         "splits": splits,
         "seconds": trained.seconds,
         "parameters": {
@@ -171,23 +173,22 @@ def run(
         "curves": asdict(trained.curves),
     }
     with replacing(folder / "metrics.json") as path:
-        path.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+        path.write_text(json.dumps(found, indent=1), encoding="utf-8")
     _draw(folder, f"{editor} on {task}", examples.classes, splits, trained.curves, seeds)
-    return ClassificationResult(metrics, folder)
+    return ClassificationResult(found, folder)
 
 
-def _settings(editor: str, hparams: str, overrides: Sequence[str]) -> Hparams:
+def _settings(editor: str, hparams: str, overrides: Mapping[str, Any]) -> Hparams:
     known = [*available(), FULL, PROBE]
     if editor not in known:
-        near = difflib.get_close_matches(editor, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise RunError(f"unknown editor {editor!r}{hint} There are: {', '.join(known)}")
+        raise RunError(unknown("editor", editor, known))
     cls = Hparams if editor in (FULL, PROBE) else find(editor).Hparams
     settings = presets.read(cls, "classification", hparams, overrides)
-    editing = ("stop_at", "end_of_text", "contexts", "kl_weight")
+    editing = ("stop_at", "end_of_text", "contexts", "kl_weight", "kl_prompts", "kl_positions", "order", "batch_size")
     if used := [key for key in editing if getattr(settings, key) != Hparams.model_fields[key].default]:
         raise RunError(
             f"{', '.join(used)} belong to knowledge editing and mean nothing in classification; leave them out"
+            + (" (the examples of a step are --batch-size)" if "batch_size" in used else "")
         )
     return settings
 
@@ -207,9 +208,7 @@ def _positions(setup: _Setup) -> int:
 
 def _data(task: str, source: str, skip_bad: bool) -> TaskData:
     if task not in TASKS:
-        near = difflib.get_close_matches(task, TASKS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise RunError(f"unknown task {task!r}{hint} There are: {', '.join(TASKS)}")
+        raise RunError(unknown("task", task, TASKS))
     return TASKS[task](source, skip_bad)
 
 
@@ -270,7 +269,7 @@ def _side_by_side(
     if setup.editor != PROBE:
         editor = find(setup.editor)(model, tokenizer, h)
         patches.append(editor.fresh(seeds))  # type: ignore[arg-type]
-        rates |= {f"1.{name}": editor.learning_rate(name) for name, _ in patches[1].named_parameters()}
+        rates |= {f"1.{name}": rate for name, rate in patches[1].rates(h.lr).items()}
     module, curves, begun = (
         SideBySide(model, patches, options=setup.options, autocast=False),
         Curves(),
@@ -359,27 +358,27 @@ def _measured(examples: TaskData, truth: Sequence[float], logits: Tensor, seeds:
     """The scores of one split over seeds."""
     if not examples.classes:
         values = logits.squeeze(2).double().numpy()
-        return _scores.over_seeds([_scores.regression(truth, values[:, e].tolist()) for e in range(seeds)])
+        return metrics.over_seeds([metrics.regression(truth, values[:, e].tolist()) for e in range(seeds)])
     right = [int(label) for label in truth]
     if not ensemble:
         best = logits.argmax(2)
-        return _scores.over_seeds(
-            [_scores.classification(right, best[:, e].tolist(), examples.classes) for e in range(seeds)]
+        return metrics.over_seeds(
+            [metrics.classification(right, best[:, e].tolist(), examples.classes) for e in range(seeds)]
         )
     # Members in order of their class, and within a member the seeds: (N, M, S), P(its machine).
     machine = logits.double().softmax(2)[:, :, 1].view(len(right), -1, seeds).numpy()
     measured: dict[str, Any] = {"rules": {}, "members": {}}
     for rule in RULES:
-        answers = [_scores.one_of_many(machine[:, :, s], rule).argmax(1).tolist() for s in range(seeds)]
-        measured["rules"][rule] = _scores.over_seeds(
-            [_scores.classification(right, answer, examples.classes) for answer in answers]
+        answers = [metrics.one_of_many(machine[:, :, s], rule).argmax(1).tolist() for s in range(seeds)]
+        measured["rules"][rule] = metrics.over_seeds(
+            [metrics.classification(right, answer, examples.classes) for answer in answers]
         )
     for m, name in enumerate(examples.classes[1:]):
         own = [i for i, label in enumerate(right) if label in (0, m + 1)]
         binary, pair = [int(right[i] != 0) for i in own], (examples.classes[0], name)
         answers = [(machine[own, m, s] > 0.5).astype(int).tolist() for s in range(seeds)]
-        measured["members"][name] = _scores.over_seeds(
-            [_scores.classification(binary, answer, pair) for answer in answers]
+        measured["members"][name] = metrics.over_seeds(
+            [metrics.classification(binary, answer, pair) for answer in answers]
         )
     return measured
 
@@ -396,8 +395,8 @@ def _draw(
         for name, part in {"": scores, **{f"-{rule}": s for rule, s in scores.get("rules", {}).items()}}.items():
             if "confusion" in part:
                 said = f"{title}, {split}{name}"
-                _plots.plot_confusion(part["confusion"], classes, said, folder / f"confusion-{split}{name}.png")
+                figures.plot_confusion(part["confusion"], classes, said, folder / f"confusion-{split}{name}.png")
     if any(min(shares) < 1 for shares in curves.nonzero):
-        _plots.plot_nonzero(curves, seeds, title, folder / "nonzero.png")
+        figures.plot_nonzero(curves, seeds, title, folder / "nonzero.png")
     if curves.ranks and curves.ranks[0][0]:
-        _plots.plot_ranks(curves, seeds[0], title, folder / "ranks.png")
+        figures.plot_ranks(curves, seeds[0], title, folder / "ranks.png")

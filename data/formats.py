@@ -1,0 +1,132 @@
+"""From records to facts: what a format is, and the one reader for all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from .facts import BadRecord, Fact, FactError
+from .messages import listed
+from .records import read_bytes, records
+from .requests import FIELDS, to_fact
+
+OWN_NAMES = {field: field for field in FIELDS}
+"""The names of a format that calls everything as EasyEdit's request does."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way of writing facts down.
+
+    A file is in this format if any of its records has all ``keys``. ``names`` maps a request's fields to the format's
+    names for them, dots leading into nested objects ("portability.New Question"); what it leaves out is not read.
+    """
+
+    keys: frozenset[str]
+    names: Mapping[str, str]
+
+    def fact(self, record: Any, case_id: str) -> tuple[Fact, int]:
+        """The record's fact, and how many of its probes were left out for want of an answer. Raises FactError."""
+        if isinstance(record, ValueError):
+            raise FactError("", [BadRecord("", "", str(record))])
+        if not isinstance(record, dict):
+            raise FactError("", [BadRecord("", "", f"expected an object with fields, found {record!r}")])
+        try:
+            return to_fact({field: _look_up(record, name) for field, name in self.names.items()}, case_id)
+        except FactError as error:
+            raise FactError("", [fault._replace(field=self._own(fault.field)) for fault in error.bad]) from None
+
+    def _own(self, field: str) -> str:
+        """The format's own name for a field of the request, or for a place inside of one."""
+        head = re.split(r"[.\[]", field)[0]
+        return self.names.get(head, head) + field[len(head) :]
+
+
+@dataclass(frozen=True)
+class LoadedFacts:
+    """What a source holds: the good facts in its order and, with ``skip_bad``, the faults of the others."""
+
+    source: str
+    """Its name: a file, "samples", "standard input", "facts"."""
+    facts: list[Fact]
+    bad: list[BadRecord]
+    identity: str
+    """SHA-256 of the source's bytes, in hexadecimal."""
+    unanswered: int
+    """Number of locality and portability probes left out because their answer is empty."""
+
+    @staticmethod
+    def of(facts: Sequence[Fact]) -> LoadedFacts:
+        """Facts that were made in Python. Raises FactError if a case id stands twice."""
+        if twice := [case_id for case_id, n in Counter(fact.case_id for fact in facts).items() if n > 1]:
+            raise FactError(f"facts need case ids of their own; these stand twice: {listed(twice)}")
+        content = "\n".join(fact.model_dump_json() for fact in facts)
+        return LoadedFacts("facts", [*facts], [], hashlib.sha256(content.encode()).hexdigest(), 0)
+
+
+def read(name: str, content: bytes, formats: Sequence[Format], *, skip_bad: bool = False) -> LoadedFacts:
+    """The facts in ``content``, read as the first of ``formats`` that it is in; ``name`` is for suffix and messages.
+
+    A fact without a ``case_id`` gets its record's number in the file, from 0. Raises FactError with all faults of all
+    records; with ``skip_bad`` only if nothing usable is left.
+    """
+    found = list(records(name, content))
+    objects = [record for _, record in found if isinstance(record, dict)]
+    chosen = _choose(name, formats, objects)
+    bad = _misspelt(name, chosen, objects)
+    facts: dict[str, Fact] = {}
+    places: dict[str, str] = {}
+    unanswered = 0
+    for number, (line, record) in enumerate(found):
+        where = f"{name}, line {line}, record {number}"
+        try:
+            fact, dropped = chosen.fact(record, str(number))
+        except FactError as error:
+            bad += [fault._replace(where=where) for fault in error.bad]
+            continue
+        if fact.case_id in facts:
+            bad.append(BadRecord(where, "case_id", f"{fact.case_id!r} is taken by {places[fact.case_id]}"))
+            continue
+        facts[fact.case_id], places[fact.case_id] = fact, where
+        unanswered += dropped
+    if bad and not skip_bad:
+        raise FactError(f"{name}: {len(bad)} faults (--skip-bad or skip_bad=True leaves these records out):", bad)
+    if not facts:
+        raise FactError(f"{name} holds no facts", bad)
+    return LoadedFacts(name, list(facts.values()), bad, hashlib.sha256(content).hexdigest(), unanswered)
+
+
+def read_file(path: str | Path, formats: Sequence[Format]) -> list[Fact]:
+    """The facts of a file, all of which must be good."""
+    return read(str(path), read_bytes(Path(path)), formats).facts
+
+
+def _choose(name: str, formats: Sequence[Format], objects: Sequence[dict[str, Any]]) -> Format:
+    for candidate in formats:
+        if any(candidate.keys <= record.keys() for record in objects):
+            return candidate
+    if objects:
+        expected = " or ".join(" + ".join(sorted(candidate.keys)) for candidate in reversed(formats))
+        seen = ", ".join(dict.fromkeys(str(key) for record in objects for key in record))
+        raise FactError(f"{name}: no known format of facts. Its records have {seen}; expected {expected}")
+    return formats[-1]
+
+
+def _misspelt(name: str, chosen: Format, objects: Sequence[dict[str, Any]]) -> list[BadRecord]:
+    """Fields that are no record's and nearly the name of one that no record has, so that no column is lost unseen."""
+    seen = dict.fromkeys(key for record in objects for key in record)
+    absent = [field for field in chosen.names.values() if field not in seen]
+    near = {key: get_close_matches(key, absent, n=1, cutoff=0.85) for key in seen if key not in chosen.names.values()}
+    return [BadRecord(name, key, f"is unknown; did you mean {match[0]!r}?") for key, match in near.items() if match]
+
+
+def _look_up(record: Any, dotted: str) -> Any:
+    for name in dotted.split("."):
+        record = record.get(name) if isinstance(record, Mapping) else None
+    return record

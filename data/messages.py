@@ -1,0 +1,53 @@
+"""What error messages have in common: near names, and lists that end."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from difflib import get_close_matches
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """The first names, and how many more there are.
+
+    Example:
+        >>> listed(["a", "b", "c", "d"], most=2)
+        'a, b and 2 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def lines(faults: Iterable[str], most: int = 10) -> list[str]:
+    """The first of many lines, and one that counts the rest.
+
+    Example:
+        >>> lines(["a", "b", "c"], most=2)
+        ['a', 'b', 'and 1 more']
+    """
+    every = list(faults)
+    return [*every[:most], *([f"and {len(every) - most} more"] if len(every) > most else [])]
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """A hint at the nearest known name, or nothing; to be put behind the name and before a full stop.
+
+    Example:
+        >>> did_you_mean("roslora", ["lora", "roselora"])
+        "; did you mean 'roselora'?"
+        >>> did_you_mean("xyz", ["lora"])
+        ''
+    """
+    near = get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def unknown(kind: str, name: str, known: Collection[str]) -> str:
+    """A message for a name that is not known.
+
+    Example:
+        >>> unknown("editor", "roslora", ["lora", "roselora"])
+        "unknown editor 'roslora'; did you mean 'roselora'? There are: lora, roselora"
+        >>> unknown("editor", "xyz", ["lora"])
+        "unknown editor 'xyz'. There are: lora"
+    """
+    return f"unknown {kind} {name!r}{did_you_mean(name, known) or '.'} There are: {', '.join(known)}"

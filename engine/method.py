@@ -1,0 +1,116 @@
+"""What a knowledge-editing method says about itself; the engine knows methods through this and nothing else.
+
+Shapes: E edits.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data.facts import Fact
+from . import settings
+from .model.encoding import Encoder
+from .model.generation import sampled_texts
+from .model.identity import identity_of
+from .outcome import Outcome
+from .patches.patch import Patch
+from .progress import Progress
+from .seeds import seed_of
+from .training.lessons import Lesson, lesson
+
+
+class Method(ABC):
+    """One knowledge-editing method, bound to a model, its tokenizer and hyper-parameters.
+
+    ``seed`` makes runs differ; the edit of a fact is initialised from the seed and the fact's own ``case_id``, so it
+    is the same in every order and company. The model is never changed.
+    """
+
+    Hparams: ClassVar[type[settings.Hparams]]
+
+    merges: ClassVar[bool] = False
+    """Whether its patches are changes of weights on every model (:class:`~.patches.patch.WeightPatch`)."""
+
+    hparams: settings.Hparams
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hparams: settings.Hparams, *, seed: int = 0
+    ) -> None:
+        self.model, self.tokenizer, self.hparams, self.seed = model, tokenizer, hparams, seed
+        self.encoder = Encoder(tokenizer, model.config.max_position_embeddings, self.positions)
+
+    @classmethod
+    def name(cls) -> str:
+        """The method's name: that of its module."""
+        return cls.__module__.rpartition(".")[2]
+
+    @abstractmethod
+    def patch(self, seeds: Sequence[int]) -> Patch:
+        """Fresh parameters on the CPU in float32, one edit for each seed; edit e comes from ``seeds[e]`` alone."""
+
+    @property
+    def positions(self) -> int:
+        """Positions of the model's context that the method itself takes."""
+        return 0
+
+    def may_stop(self, steps: Tensor) -> Tensor | bool:
+        """(E,) steps taken -> (E,): may the edit stop early now? Not while a schedule is still running."""
+        return True
+
+    @abstractmethod
+    def learn(
+        self, lessons: Sequence[Lesson], seeds: Sequence[int], progress: Progress | None = None
+    ) -> tuple[Patch, list[Outcome]]:
+        """The seam between all methods and what is shared: edit e from ``lessons[e]`` and ``seeds[e]`` alone.
+
+        Everything in front of it (encoding, batching, memory, halving, progress) and behind it (storing, merging,
+        scoring, shipping) is the same for all methods. A lesson that cannot be learned is that edit's
+        ``Outcome.error``; running out of memory is raised.
+        """
+
+    @abstractmethod
+    def carry(
+        self, facts: Sequence[Fact], seed: int, before: Patch | None, progress: Progress | None = None
+    ) -> tuple[Patch, Outcome]:
+        """One edit that carries all ``facts``, going on from the patch ``before`` of one edit if there is one.
+
+        A fact that cannot be learned is in ``Outcome.lost`` and leaves the others.
+        """
+
+    @final
+    def lesson(self, facts: Sequence[Fact]) -> Lesson:
+        """What an edit that carries these facts is to learn. Raises EncodingError."""
+        return lesson(self.encoder, self.hparams, self.contexts, facts)
+
+    @final
+    def fresh(self, seeds: Sequence[int]) -> Patch:
+        """:meth:`patch`, on the model's device and in float32 (float64 for a float64 model), ready for use."""
+        dtype = torch.promote_types(torch.float32, self.model.dtype)
+        return self.patch(seeds).to(self.model.device, dtype).eval()
+
+    @final
+    def untrained(self, seeds: Sequence[int]) -> Patch:
+        """:meth:`fresh` in the form of finished edits, for edits that failed and those that are read from a file."""
+        return self.fresh(seeds).finished(range(len(seeds)))
+
+    @cached_property
+    def contexts(self) -> tuple[str, ...]:
+        """Texts of the model's own; each prompt is trained behind every one of them too."""
+        return sampled_texts(self.model, self.tokenizer, self.hparams.contexts)
+
+    @cached_property
+    def model_identity(self) -> str:
+        """Content hash of the model's config and weights, taken when it is first asked for."""
+        return identity_of(self.model)
+
+    @final
+    def seed_for(self, facts: Sequence[Fact]) -> int:
+        """The seed of the edit that carries these facts."""
+        return seed_of(self.seed, *(fact.case_id for fact in facts))

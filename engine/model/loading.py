@@ -1,0 +1,117 @@
+"""A model and its tokenizer by name, loaded from local safetensors files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .sites import head
+from .sources import ModelError, check, folder_of, said
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in eval mode and its tokenizer, which has a pad token."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+def load(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    labels: int | None = None,
+) -> LoadedModel:
+    """The model called ``name``, in eval mode on ``device``, with its tokenizer: a causal LM or a classifier.
+
+    Args:
+        name: short name, .gguf file, local folder or hub id.
+        device: ``auto`` (see ``pick_device``) or a torch device.
+        dtype: ``auto`` (see ``pick_dtype``) or one of ``DTYPES``.
+        trust_remote_code: run Python code that comes with the model.
+        labels: None for a causal LM, else the outputs of a sequence-classification head, which is random where the
+            model has none.
+
+    Raises:
+        ModelError: the name leads to no model, or to one that is incomplete; never another model in silence.
+    """
+    where = pick_device(device)
+    kind = pick_dtype(dtype, where)
+    folder = folder_of(name)
+    check(name, folder)
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    auto: Any = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
+    size = {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}  # of another task's head
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        loaded: Any = auto.from_pretrained(
+            folder, dtype=kind, use_safetensors=True, output_loading_info=True, **size, **options
+        )
+    except Exception as error:  # the readers of tokenizers and weights raise bare Exceptions too
+        raise ModelError(f"model {name!r} cannot be loaded from {folder}: {said(error)}") from error
+    model, report = loaded
+    fresh = () if labels is None else tuple(f"{site.name}." for site in head(model))
+    random = {*report["missing_keys"], *(key for key, _, _ in report["mismatched_keys"])}
+    if missing := sorted(key for key in random if not key.startswith(fresh)):
+        # transformers would fill these with random numbers and go on.
+        raise ModelError(f"model {name!r} lacks weights in {folder}: {', '.join(missing[:5])} ({len(missing)} in all)")
+    if tokenizer.pad_token is None:
+        # Any token will do: padding is found by the attention mask, never by its id.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    if labels is not None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token before the padding
+    return LoadedModel(model.to(where).eval(), tokenizer)
+
+
+def pick_device(device: str) -> torch.device:
+    """``auto`` is CUDA, else Apple's MPS, else the CPU; anything else is tried and refused with torch's reason."""
+    if device == "auto":
+        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {device!r} cannot be used here: {error}. `auto` picks one that can.") from error
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 where the hardware multiplies it natively, else float32.
+
+    On MPS it is float32: bfloat16 needs macOS 14 and is not faster on every chip, and float16 overflows in models
+    that were trained in bfloat16.
+    """
+    if dtype == "auto":
+        return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
+    if dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}; there are: auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # Older torch cannot say; then float32 is the safe answer.
+        has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
+    return False

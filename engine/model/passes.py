@@ -1,0 +1,161 @@
+"""Running the frozen model: only the logits that are asked for, only the blocks that can have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .sites import blocks, roles, sites
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode and without gradients of its own; both as they were afterwards."""
+    # Only what is not so already: a prompt that is routed on its way to an edit passes here each time.
+    training = [module for module in model.modules() if module.training]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for module in training:
+            module.training = False
+        for p in trained:
+            p.requires_grad = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for p in trained:
+            p.requires_grad = True
+
+
+@contextmanager
+def head_sees(model: PreTrainedModel, select: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """The output layer gets ``select(hidden)`` instead of all hidden states (R, T, d), so other logits cost nothing."""
+    head = model.get_output_embeddings()
+    assert head is not None, "a causal language model has an output layer"
+    # Contiguous, or the product with the vocabulary would copy the output weights for each row.
+    handle = head.register_forward_pre_hook(lambda _, args: (select(args[0]).contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def logits_at(model: PreTrainedModel, ids: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:
+    """(R, T) ids, N places (row, position) -> (N, V) logits."""
+    with _last_maps_at(model, at[0] * ids.shape[1] + at[1]), head_sees(model, lambda hidden: hidden[at].unsqueeze(0)):
+        return model(input_ids=ids, use_cache=False).logits.squeeze(0)
+
+
+@contextmanager
+def _last_maps_at(model: PreTrainedModel, places: Tensor) -> Iterator[None]:
+    """The last block's linear maps give zero but at these places, row * T + position; only its keys and values are
+    seen from others."""
+
+    def at_places(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def mapped(x: Tensor) -> Tensor:
+            y = forward(x.flatten(0, -2).index_select(0, places))
+            return y.new_zeros(x[..., 0].numel(), y.shape[-1]).index_copy_(0, places, y).view(*x.shape[:-1], -1)
+
+        return mapped
+
+    own = [role for role in roles(model) if role not in ("key", "value", "qkv")]
+    with ExitStack() as stack:
+        for site in sites(model, own, [len(blocks(model)) - 1]):
+            module = model.get_submodule(site.name)
+            stack.enter_context(_forwarded(module, at_places(module.forward)))
+        yield
+
+
+@contextmanager
+def rows_counted(model: nn.Module, rows: int) -> Iterator[None]:
+    """Refuses a batch of another number of rows, which would silently be cut into rows of another length."""
+
+    def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = args[0] if args else kwargs.get("input_ids")
+        found = len(kwargs["inputs_embeds"] if ids is None else ids)
+        if found != rows:
+            raise ValueError(
+                f"edits are attached for {rows} rows, but the batch has {found}: name one, or -1, for each"
+            )
+
+    handle = model.register_forward_pre_hook(check, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _Reached(Exception):  # noqa: N818, it is no error
+    """Raised at a block to end a forward pass that has gone far enough."""
+
+
+@contextmanager
+def recorded(model: nn.Module, layer: int) -> Iterator[list[Tensor]]:
+    """Collects the input of block ``layer`` of every forward pass inside."""
+    seen: list[Tensor] = []
+    handle = blocks(model)[layer].register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(_input(args, kwargs)), with_kwargs=True
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def input_of(model: PreTrainedModel, layer: int, ids: Tensor, **more: Tensor) -> Tensor:
+    """(R, T) ids -> (R, T, d), what block ``layer`` gets; the blocks from there on are not run.
+
+    ``more``: what else the model takes, such as a mask.
+    """
+
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Reached(_input(args, kwargs))
+
+    handle = blocks(model)[layer].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        model(input_ids=ids, use_cache=False, **more)
+    except _Reached as reached:
+        return reached.args[0]
+    finally:
+        handle.remove()
+    raise AssertionError("the model ran without its blocks")
+
+
+@contextmanager
+def replayed(model: nn.Module, layer: int, hidden: Tensor) -> Iterator[None]:
+    """Block ``layer`` gets ``hidden``; the blocks below, unchanged since :func:`recorded`, are skipped."""
+    below = [block for depth, block in enumerate(blocks(model)) if depth < layer]
+
+    def swap(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if "hidden_states" in kwargs:
+            return args, {**kwargs, "hidden_states": hidden}
+        return (hidden, *args[1:]), kwargs
+
+    with ExitStack() as stack:
+        stack.callback(blocks(model)[layer].register_forward_pre_hook(swap, with_kwargs=True).remove)
+        for block in below:
+            stack.enter_context(_forwarded(block, lambda hidden_states, *_, **__: hidden_states))
+        yield
+
+
+@contextmanager
+def _forwarded(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """The module computes this, between its hooks."""
+    own = vars(module).get("forward")  # None: the class's, as it should be
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]

@@ -1,0 +1,220 @@
+"""Sites: the places of a model where a patch sits, named by role, so that one YAML fits every family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ...data.messages import listed
+
+Role = Literal["query", "key", "value", "qkv", "attention_output", "mlp_up", "mlp_gate", "mlp_down"]
+
+# Where the blocks of a family are, and what each role is called inside a block. Keys are transformers' `model_type`.
+# A role that a family does not have (a gate in GPT-2) is absent; "qkv" is all three, whether fused or not.
+_LLAMA = (
+    "model.layers",
+    {
+        "query": ["self_attn.q_proj"],
+        "key": ["self_attn.k_proj"],
+        "value": ["self_attn.v_proj"],
+        "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+        "attention_output": ["self_attn.o_proj"],
+        "mlp_up": ["mlp.up_proj"],
+        "mlp_gate": ["mlp.gate_proj"],
+        "mlp_down": ["mlp.down_proj"],
+    },
+)
+_BERT = {
+    "query": ["attention.self.query"],
+    "key": ["attention.self.key"],
+    "value": ["attention.self.value"],
+    "qkv": ["attention.self.query", "attention.self.key", "attention.self.value"],
+    "attention_output": ["attention.output.dense"],
+    "mlp_up": ["intermediate.dense"],
+    "mlp_down": ["output.dense"],
+}
+_FAMILIES: dict[str, tuple[str, dict[str, list[str]]]] = {
+    "gpt2": (
+        "transformer.h",
+        {
+            "qkv": ["attn.c_attn"],
+            "attention_output": ["attn.c_proj"],
+            "mlp_up": ["mlp.c_fc"],
+            "mlp_down": ["mlp.c_proj"],
+        },
+    ),
+    "gpt_neo": (
+        "transformer.h",
+        {
+            "query": ["attn.attention.q_proj"],
+            "key": ["attn.attention.k_proj"],
+            "value": ["attn.attention.v_proj"],
+            "qkv": ["attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"],
+            "attention_output": ["attn.attention.out_proj"],
+            "mlp_up": ["mlp.c_fc"],
+            "mlp_down": ["mlp.c_proj"],
+        },
+    ),
+    "gptj": (
+        "transformer.h",
+        {
+            "query": ["attn.q_proj"],
+            "key": ["attn.k_proj"],
+            "value": ["attn.v_proj"],
+            "qkv": ["attn.q_proj", "attn.k_proj", "attn.v_proj"],
+            "attention_output": ["attn.out_proj"],
+            "mlp_up": ["mlp.fc_in"],
+            "mlp_down": ["mlp.fc_out"],
+        },
+    ),
+    "gpt_neox": (
+        "gpt_neox.layers",
+        {
+            "qkv": ["attention.query_key_value"],
+            "attention_output": ["attention.dense"],
+            "mlp_up": ["mlp.dense_h_to_4h"],
+            "mlp_down": ["mlp.dense_4h_to_h"],
+        },
+    ),
+    "opt": (
+        "model.decoder.layers",
+        {
+            "query": ["self_attn.q_proj"],
+            "key": ["self_attn.k_proj"],
+            "value": ["self_attn.v_proj"],
+            "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            "attention_output": ["self_attn.out_proj"],
+            "mlp_up": ["fc1"],
+            "mlp_down": ["fc2"],
+        },
+    ),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "smollm3": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    # Encoders, under a classification head. MiniLM is a BERT, DistilRoBERTa a RoBERTa.
+    "bert": ("bert.encoder.layer", _BERT),
+    "roberta": ("roberta.encoder.layer", _BERT),
+    "deberta": (
+        "deberta.encoder.layer",
+        {
+            "qkv": ["attention.self.in_proj"],
+            "attention_output": ["attention.output.dense"],
+            "mlp_up": ["intermediate.dense"],
+            "mlp_down": ["output.dense"],
+        },
+    ),
+    "deberta-v2": (
+        "deberta.encoder.layer",
+        _BERT
+        | {
+            "query": ["attention.self.query_proj"],
+            "key": ["attention.self.key_proj"],
+            "value": ["attention.self.value_proj"],
+            "qkv": ["attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"],
+        },
+    ),
+}
+
+
+class SiteError(ValueError):
+    """The model has no such site, layer or family; the message lists what it has."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One linear map of the model: its module name, the block it is in, its role, and its input and output width."""
+
+    name: str
+    layer: int
+    role: str
+    inputs: int
+    outputs: int
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """The model's transformer blocks, first to last."""
+    found = model.get_submodule(_family(model)[0])
+    assert isinstance(found, nn.ModuleList)
+    return found
+
+
+def sites(model: nn.Module, roles: Sequence[str], layers: str | Iterable[int] = "all") -> list[Site]:
+    """The sites with these roles in these blocks, in the order in which the model runs its blocks.
+
+    Raises :class:`SiteError` naming every role and layer that the model does not have, with those it has.
+    """
+    path, known = _family(model)
+    depth = len(blocks(model))
+    faults = [
+        f"no site {role!r} in {_model_type(model)}; it has {', '.join(known)}" for role in roles if role not in known
+    ]
+    chosen = list(range(depth)) if layers == "all" else sorted({*map(int, layers)})
+    if beyond := [str(layer) for layer in chosen if not 0 <= layer < depth]:
+        faults.append(f"no layer {listed(beyond, 5)}; {_model_type(model)} has layers 0 to {depth - 1}")
+    if faults:
+        raise SiteError("; ".join(faults))
+    role_of: dict[str, str] = {}  # "qkv" may stand beside "query": each map is taken once
+    for role in roles:
+        for ending in known[role]:
+            role_of.setdefault(ending, role)
+    found = [(f"{path}.{layer}.{ending}", layer, role) for layer in chosen for ending, role in role_of.items()]
+    shapes = [weight_shape(model.get_submodule(name)) for name, _, _ in found]
+    return [Site(*place, inputs, outputs) for place, (outputs, inputs) in zip(found, shapes, strict=True)]
+
+
+def head(model: PreTrainedModel) -> list[Site]:
+    """The linear maps behind the last block of a model with a classification head, in the order in which they run.
+
+    They are all that such a model has beside its base model, and the base model's pooler.
+    """
+    base, depth = f"{model.base_model_prefix}.", len(blocks(model))
+    maps = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and (not name.startswith(base) or ".pooler." in name)
+    }
+    return [Site(name, depth, "head", m.in_features, m.out_features) for name, m in maps.items()]
+
+
+def roles(model: nn.Module) -> list[str]:
+    """The roles that the model's family has; taken together they are every map that a patch can sit on."""
+    return list(_family(model)[1])
+
+
+def weight_shape(module: nn.Module) -> tuple[int, int]:
+    """(O, I) of a linear map. GPT-2's Conv1D keeps its weight as (I, O)."""
+    shape = tuple(module.weight.shape)  # type: ignore[arg-type]
+    return shape[::-1] if transposed(module) else shape
+
+
+def transposed(module: nn.Module) -> bool:
+    """Does this module keep its weight as (I, O)? The one place where Conv1D and Linear are told apart.
+
+    Raises SiteError for any other kind of map (quantized, cut over devices): its weight is no plain matrix.
+    """
+    if isinstance(module, (nn.Linear, Conv1D)):
+        return isinstance(module, Conv1D)
+    raise SiteError(
+        f"a {type(module).__name__} is no linear map with a plain weight, and cannot be edited; load it unquantized"
+    )
+
+
+def _model_type(model: nn.Module) -> str:
+    return str(model.config.model_type)  # type: ignore[union-attr]
+
+
+def _family(model: nn.Module) -> tuple[str, dict[str, list[str]]]:
+    try:
+        return _FAMILIES[_model_type(model)]
+    except KeyError:
+        raise SiteError(
+            f"models of type {_model_type(model)!r} are not known here; known: {', '.join(_FAMILIES)}. "
+            "A family is one entry in engine/model/sites.py"
+        ) from None

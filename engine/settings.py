@@ -1,0 +1,72 @@
+"""Hyper-parameters that every method has; each method adds its own to them."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from .model.sites import Role
+
+
+def _layers(value: object) -> object:
+    """Layers as a list, as ``"20-24"`` (both ends included) or as ``"all"``."""
+    if isinstance(value, str) and value != "all":
+        first, dash, last = value.partition("-")
+        try:
+            begin, end = int(first), int(last if dash else first)
+        except ValueError:
+            raise ValueError('layers are a list, a range such as "20-24", or "all"') from None
+        if not 0 <= begin <= end < MOST_LAYERS:
+            raise ValueError(f"a range of layers goes from a lower to a higher one, below {MOST_LAYERS}")
+        return list(range(begin, end + 1))
+    if value == []:
+        raise ValueError('no layer is named; take a list, a range such as "20-24", or "all"')
+    return [value] if isinstance(value, int) else value
+
+
+MOST_LAYERS = 10_000
+"""No model is deeper; a range beyond it is a slip of the pen, and would be counted out in full."""
+
+Layers = Annotated[Literal["all"] | list[int], BeforeValidator(_layers)]
+
+
+class Hparams(BaseModel):
+    """Hyper-parameters that every method has. Each method adds its own; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="Model the preset is for: hub id, local folder, GGUF file or short name")
+    in_steps: ClassVar[tuple[str, ...]] = ("steps",)
+    """Fields that count optimizer steps; in an edit with many mini-batches they count passes over them."""
+
+    steps: int = Field(gt=0, description="Optimizer steps of an edit, at most; with many facts, on each of them")
+    lr: float = Field(gt=0, description="Learning rate of Adam")
+    stop_at: float | None = Field(
+        None, gt=0, lt=1, description="An edit is finished once every target token has this probability; null: never"
+    )
+    order: Literal["breadth_first", "depth_first"] = Field(
+        "breadth_first", description="Of an edit with many facts: all mini-batches in turn, or each to its end"
+    )
+    batch_size: int = Field(16, gt=0, description="Facts of one optimizer step, in an edit with many facts")
+    clip_norm: float | None = Field(None, gt=0, description="Largest norm of one edit's gradient; null: any")
+    end_of_text: bool = Field(
+        False, description="Train an end-of-text token after the target, so that generation stops"
+    )
+    contexts: int = Field(
+        0, ge=0, description="Train each prompt also behind this many texts sampled from the model (as ROME does)"
+    )
+    kl_weight: float = Field(0.0, ge=0, description="Weight of KL(unedited || edited) on kl_prompts")
+    kl_prompts: tuple[str, ...] = Field(
+        ("{} is a",), description="Prompts whose predictions are to stay; {} is the fact's subject"
+    )
+    kl_positions: Literal["last", "all"] = Field(
+        "last", description="What is to stay: the prediction after a prompt's last token, or after each of its tokens"
+    )
+
+
+class SiteHparams(Hparams):
+    """Hyper-parameters of a method that sits on linear maps of the model."""
+
+    sites: Annotated[list[Role], Field(min_length=1)] = Field(description="Which linear maps of a block, by role")
+    layers: Layers = Field("all", description='Which blocks: a list, a range such as "20-24", or "all"')

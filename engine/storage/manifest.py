@@ -1,0 +1,222 @@
+"""Edits as files: weights in safetensors, everything else in JSON. Nothing that is read is executed.
+
+``edits.json`` names the weights' file, which is called after its content: replacing the one JSON file replaces all, so
+that a folder holds the old edits or the new ones at every moment, and never a mixture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load as parsed
+from safetensors.torch import save as serialised
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ...data.facts import Fact
+from ...data.messages import lines, listed
+from ..files import replacing
+from ..model.identity import is_identity_of
+from ..outcome import Outcome
+from ..patches.patch import Patch
+from .packed import Packed, Stored, dense, taken
+
+MANIFEST = "edits.json"
+_WEIGHTS = "edits-{}.safetensors"
+STORE = "store."  # begins the names of what a store keeps beside the edits
+_MASK, _VALUES = ".mask", ".values"  # a packed tensor's two parts
+
+Size = Annotated[int, Field(ge=0)]
+
+
+class EditsError(ValueError):
+    """A folder that holds no edits, damaged ones, or edits of another model."""
+
+
+class Manifest(BaseModel):
+    """What ``edits.json`` says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    editor: str
+    hparams: dict[str, Any]
+    seed: int
+    base_model: str
+    """Content hash of the config and the weights that the edits were trained on, in ``dtype``."""
+    dtype: str
+    weights: Annotated[str, Field(pattern=r"^edits-[0-9a-f]{64}\.safetensors$")] = _WEIGHTS.format("0" * 64)
+    packed: dict[str, tuple[Size, ...]] = Field(default_factory=dict)
+    """Shapes of the tensors that are stored as a mask and the numbers that are not zero."""
+    facts: tuple[tuple[Fact, ...], ...]
+    outcomes: tuple[Outcome, ...]
+    routing: dict[str, int | float] | None = None
+    """How a store finds the edit that a prompt is about; None where there is no store."""
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> Manifest:
+        if len(self.facts) != len(self.outcomes):
+            raise ValueError(f"{len(self.facts)} edits have facts, but {len(self.outcomes)} have outcomes")
+        return self
+
+    @property
+    def model(self) -> str:
+        """The name of the model that the edits were trained on."""
+        return str(self.hparams.get("model"))
+
+    def edit_of(self, case_id: str) -> int:
+        return edit_of(self.facts, case_id)
+
+
+def edit_of(facts: Sequence[Sequence[Fact]], case_id: str) -> int:
+    """The edit that carries a fact."""
+    for edit, carried in enumerate(facts):
+        if any(fact.case_id == case_id for fact in carried):
+            return edit
+    raise EditsError(f"there is no case {case_id!r}; there are: {listed([f.case_id for own in facts for f in own])}")
+
+
+def alone(facts: Sequence[Fact], case_id: str) -> None:
+    """Refuse to undo one of several facts of an edit, with an EditsError."""
+    if others := [fact.case_id for fact in facts if fact.case_id != case_id]:
+        raise EditsError(
+            f"case {case_id!r} cannot be undone alone: it was edited in one update with {listed(others)}. "
+            "Facts that are to be undone singly are edited with --mode single"
+        )
+
+
+def remove(folder: Path, case_id: str) -> None:
+    """Undo one fact of independent edits or of a store, in the folder; the model is not needed."""
+    manifest = read_manifest(folder)
+    edit = manifest.edit_of(case_id)
+    alone(manifest.facts[edit], case_id)
+    if len(manifest.facts) == 1:
+        raise EditsError(f"case {case_id!r} is all that {folder} holds; delete the folder")
+    rest = [e for e in range(len(manifest.facts)) if e != edit]
+    left = manifest.model_copy(
+        update={
+            "facts": tuple(manifest.facts[e] for e in rest),
+            "outcomes": tuple(manifest.outcomes[e] for e in rest),
+        }
+    )
+    owners = [e for e, facts in enumerate(manifest.facts) for _ in facts]
+    axis = {STORE + "states": [f for f, owner in enumerate(owners) if owner != edit]}
+    whole = (STORE + "mean", STORE + "turn")  # are of no edit
+    stored = read_tensors(folder, manifest).items()
+    write(folder, left, {name: t if name in whole else taken(t, axis.get(name, rest)) for name, t in stored})
+
+
+def write(folder: Path, manifest: Manifest, tensors: Mapping[str, Stored]) -> None:
+    """Put edits into a folder, in place of those that it holds."""
+    state: dict[str, Tensor] = {}
+    for name, t in tensors.items():
+        parts = {_MASK: t.mask, _VALUES: t.values} if isinstance(t, Packed) else {"": t.cpu()}
+        state |= {name + ending: part.contiguous() for ending, part in parts.items()}
+    content = serialised(state)
+    weights = folder / _WEIGHTS.format(hashlib.sha256(content).hexdigest())
+    shapes = {name: t.shape for name, t in tensors.items() if isinstance(t, Packed)}
+    whole = manifest.model_copy(update={"weights": weights.name, "packed": shapes})
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(weights) as path:
+        path.write_bytes(content)
+    with replacing(folder / MANIFEST) as path:
+        path.write_text(whole.model_dump_json(indent=1), encoding="utf-8")
+    for old in folder.glob(_WEIGHTS.format("*")):
+        if old != weights:
+            old.unlink()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    try:
+        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise EditsError(f"{folder} holds no edits: there is no {MANIFEST}") from None
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()]
+        raise damaged(folder / MANIFEST, faults) from None
+
+
+def read_tensors(folder: Path, manifest: Manifest) -> dict[str, Stored]:
+    """The tensors by name, as they are stored; each has as many edits as the manifest."""
+    path = folder / manifest.weights
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise damaged(folder, [f"{path.name} is missing"]) from None
+    if hashlib.sha256(content).hexdigest() != path.stem.removeprefix("edits-"):
+        raise damaged(path, ["its content is not what its name says (it was changed, or not copied to its end)"])
+    try:
+        state = parsed(content)
+    except SafetensorError as error:
+        raise damaged(path, [f"it is no safetensors file: {error}"]) from None
+    tensors: dict[str, Stored] = {}
+    faults = []
+    for name, shape in manifest.packed.items():
+        mask, values = state.pop(name + _MASK, None), state.pop(name + _VALUES, None)
+        if mask is None or values is None:
+            faults.append(f"{name}: its mask or its values are missing")
+            continue
+        tensors[name] = Packed(shape, mask, values)
+        faults += [f"{name}: {fault}" for fault in Packed(shape, mask, values).faults()]
+    if faults:
+        raise damaged(path, faults)
+    return tensors | state
+
+
+def check_model(folder: Path, manifest: Manifest, model: PreTrainedModel) -> None:
+    """Refuse a model that the edits were not made for, with an EditsError."""
+    if is_identity_of(manifest.base_model, model):
+        return
+    dtype, name = str(model.dtype).removeprefix("torch."), model.config.name_or_path or model.name_or_path
+    hint = f" Load it in {manifest.dtype}, if it is the same one." if dtype != manifest.dtype else ""
+    raise EditsError(
+        f"the edits in {folder} were trained on another model: theirs is {manifest.model!r} in {manifest.dtype} "
+        f"(contents {manifest.base_model[:15]}...), this one is {name!r} in {dtype}.{hint}"
+    )
+
+
+def patch_of(folder: Path, manifest: Manifest, frame: Patch) -> Patch:
+    """The patch in a folder, of the form of ``frame``, which has one edit. Raises EditsError."""
+    tensors = {name: t for name, t in read_tensors(folder, manifest).items() if not name.startswith(STORE)}
+    return filled(folder, frame, tensors, len(manifest.facts))
+
+
+def filled(where: Path, frame: Patch, stored: Mapping[str, Stored], edits: int) -> Patch:
+    """``edits`` edits like the one of ``frame``, with these tensors; their faults are reported together."""
+    own, lasting = frame.tensors(), frame.lasting()
+    faults = [f"{name}: missing" for name in lasting.keys() - stored.keys()]
+    faults += [f"{name}: unknown" for name in stored.keys() - lasting.keys()]
+    tensors = {name: dense(stored[name]) for name in lasting.keys() & stored.keys()}
+    for name, t in tensors.items():
+        wanted = own[name].new_empty((edits, *own[name].shape[1:]), device="meta")
+        fits = t.dim() == wanted.dim() and len(t) == edits if frame.resizes else t.shape == wanted.shape
+        if t.dtype != wanted.dtype or not fits:
+            faults.append(f"{name}: {_kind(t)}, expected {_kind(wanted)}")
+    if faults:
+        raise damaged(where, faults)
+    whole = {n: tensors[n].to(t.device) if n in tensors else t.new_zeros(edits, *t.shape[1:]) for n, t in own.items()}
+    patch = frame.rebuilt(whole)
+    try:
+        trimmed = patch.trimmed()
+    except (RuntimeError, MemoryError) as error:
+        raise damaged(where, [f"sizes do not agree: {error}"]) from None
+    for name, t in trimmed.tensors().items():
+        if any(need > have for need, have in zip(t.shape, whole[name].shape, strict=True)):
+            faults.append(f"{name}: {_kind(whole[name])}, but its edits need {_kind(t)}")
+    if faults:
+        raise damaged(where, faults)
+    return trimmed
+
+
+def _kind(t: Tensor) -> str:
+    return f"{tuple(t.shape)} of {str(t.dtype).removeprefix('torch.')}"
+
+
+def damaged(where: Path, faults: Sequence[str]) -> EditsError:
+    """The error for a folder or file with these faults."""
+    return EditsError("\n  ".join([f"the edits in {where} are damaged and cannot be used:", *lines(sorted(faults))]))

@@ -1,0 +1,148 @@
+"""A classifier with several patches and heads side by side.
+
+Shapes: E edits (seeds, or the members of an ensemble), b examples for each, C texts of an example (options; 1 in
+classification), R = E b C rows in edit order, T tokens, d the model's width, K outputs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from ...engine.model.passes import input_of, replayed
+from ...engine.model.sites import blocks, head
+from ...engine.patches.branches import Branch, SitePatch
+from ...engine.patches.patch import Patch
+from ...engine.patches.rows import Rows
+from ...engine.seeds import PerEdit, seed_of
+
+
+class Map(Branch):
+    """W x + b in place of the model's own map, one of each for each edit."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, *, last: bool) -> None:
+        super().__init__()
+        self.weight, self.bias, self.last = nn.Parameter(weight), nn.Parameter(bias), last  # (E, O, I), (E, O)
+
+    def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+        exact = x.to(self.weight.dtype)
+        new = rows.linear(exact, self.weight) + rows.per_row(self.bias)[:, None]
+        return new if self.last else new.to(y.dtype)  # logits stay exact: options may differ by little
+
+
+def fresh_head(model: PreTrainedModel, seeds: Sequence[int]) -> SitePatch[Map]:
+    """A head for each seed: the base model's pooler, if it has one, as it is, all behind it drawn as transformers does.
+
+    Weights are normal with the config's ``initializer_range``, biases zero.
+    """
+    places, draw = head(model), PerEdit([seed_of(seed, "head") for seed in seeds])
+    std, base = model.config.initializer_range, f"{model.base_model_prefix}."
+    maps = []
+    for site in places:
+        module, size = model.get_submodule(site.name), (len(seeds), site.outputs)
+        weight, bias = draw.normal((site.outputs, site.inputs), std), torch.zeros(size)
+        if site.name.startswith(base):
+            weight = module.weight.detach().cpu().float().expand(*size, -1).clone()  # type: ignore[operator]
+            bias = module.bias.detach().cpu().float().expand(size).clone()  # type: ignore[operator]
+        maps.append(Map(weight, bias, last=site is places[-1]))
+    return SitePatch(seeds, places, maps).to(model.device, torch.promote_types(torch.float32, model.dtype))
+
+
+@torch.no_grad()
+def set_head(model: PreTrainedModel, fresh: SitePatch[Map], edit: int) -> None:
+    """Put one edit's head into the model's own weights."""
+    for site, part in fresh.items():
+        module = model.get_submodule(site.name)
+        module.weight.copy_(part.weight[edit])  # type: ignore[operator]
+        if isinstance(module.bias, Tensor):
+            module.bias.copy_(part.bias[edit])
+
+
+class SideBySide(nn.Module):
+    """The frozen model in eval mode with E edits on it: (b, E, C, T) -> logits (b, E, K), with options (b, E, C).
+
+    Blocks below the first patched one give the same output at every step and for every edit: it is computed once for
+    each text and kept (T d numbers each). Without patches the model itself is trained, as one edit.
+    """
+
+    def __init__(self, model: PreTrainedModel, patches: Sequence[Patch], *, options: bool, autocast: bool) -> None:
+        super().__init__()
+        self.model, self.patches, self.options = model, nn.ModuleList(patches), options
+        self._autocast = autocast
+        first = min((patch.first_layer for patch in patches), default=0)
+        self._below = Below(model, min(first, len(blocks(model)) - 1))
+
+    def train(self, mode: bool = True) -> SideBySide:
+        super().train(mode)
+        self.model.train(mode and not len(self.patches))
+        return self
+
+    def logits(self, inputs: dict[str, Tensor], keys: Tensor) -> Tensor:
+        b, edits, texts = keys.shape
+        flat = {name: t.transpose(0, 1).flatten(0, 2) for name, t in inputs.items()}  # (R, T), in edit order
+        owner = [e for e in range(edits) for _ in range(b * texts)]
+        with ExitStack() as stack:
+            stack.enter_context(self._below.replayed(keys.transpose(0, 1).flatten().tolist(), flat))
+            for patch in self.patches:
+                stack.enter_context(patch.attached(self.model, Rows(owner, edits, keys.device)))  # type: ignore[operator]
+            if self._autocast:
+                stack.enter_context(torch.autocast(keys.device.type, torch.bfloat16))
+            out: Tensor = self.model(**flat).logits
+        out = out.float() if out.dtype != torch.float64 else out
+        out = out.view(edits, b, texts if self.options else -1)
+        return out.transpose(0, 1)
+
+
+class Below:
+    """What block ``layer`` gets for each text, kept from the first time that the text is met.
+
+    Nothing is kept for layer 0, nor for models that cannot be run without a cache for generation (DeBERTa, whose blocks
+    return pairs).
+    """
+
+    def __init__(self, model: PreTrainedModel, layer: int) -> None:
+        self._model, self._layer, self._kept = model, layer, dict[int, Tensor]()
+        self._on = layer > 0 and "use_cache" in inspect.signature(model.base_model.forward).parameters
+
+    @contextmanager
+    def replayed(self, keys: Sequence[int], inputs: dict[str, Tensor]) -> Iterator[None]:
+        """R keys that name texts, and their inputs (R, T)."""
+        with replayed(self._model, self._layer, self._hidden(keys, inputs)) if self._on else nullcontext():
+            yield
+
+    def _hidden(self, keys: Sequence[int], inputs: dict[str, Tensor]) -> Tensor:
+        new = {key: row for row, key in enumerate(keys) if key not in self._kept}
+        if new:
+            rows = torch.tensor([*new.values()], device=inputs["input_ids"].device)
+            part = {name: t[rows] for name, t in inputs.items()}
+            hidden = input_of(self._model, self._layer, part.pop("input_ids"), **part)
+            for key, text, length in zip(new, hidden, part["attention_mask"].sum(1).tolist(), strict=True):
+                self._kept[key] = text[:length].clone()
+        return pad_sequence([self._kept[key] for key in keys], batch_first=True)
+
+
+def losses(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """(b, E, K) logits, (b, E) labels -> (E,), each edit's mean; squared error where there is one output.
+
+    ``weights`` (E, K): of the classes, as in torch's weighted cross-entropy.
+    """
+    if logits.shape[2] == 1:
+        return (logits.squeeze(2) - labels).square().mean(0)
+    wanted = labels.long()
+    nll = -logits.log_softmax(2).gather(2, wanted[..., None]).squeeze(2)
+    if weights is None:
+        return nll.mean(0)
+    weight = weights.gather(1, wanted.T).T
+    return (weight * nll).sum(0) / weight.sum(0)
+
+
+def parameters_of(module: Any) -> int:
+    """Numbers that are trained in a model."""
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,103 @@
+"""What the commands share: their common options, consoles, and how errors are told."""
+
+from __future__ import annotations
+
+import pkgutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from .. import hparams as presets
+from ..data.messages import unknown
+
+Folder = Annotated[Path, typer.Argument(help="Folder with edits, written by `loredit apply`.", show_default=False)]
+Case = Annotated[str | None, typer.Option("--case", help="Case id of the edit; needed if the folder holds several.")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="Where the model is now; else where it was when it was edited.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="Of the base model: auto, float32, bfloat16.")]
+Tokens = Annotated[int, typer.Option("--tokens", min=1, help="Length of an answer, at most; it ends with its line.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one hyper-parameter; repeatable.")
+]
+
+out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+def printable(text: str) -> str:
+    """A text from a file without what a terminal would obey: control characters and escape sequences."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def plain(text: str) -> str:
+    """:func:`printable`, for a place where rich would read markup."""
+    return escape(printable(text))
+
+
+def fail(message: str) -> typer.Exit:
+    """Print an error; the exit that is to be raised."""
+    err.print("error: ", printable(message), sep="", style="red", markup=False, soft_wrap=True)
+    return typer.Exit(BAD_INPUT)
+
+
+@contextmanager
+def explained(resumable: str = "") -> Iterator[None]:
+    """Errors that are meant for people end the command with their message.
+
+    ``resumable``: what is said where the user interrupts.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise fail(str(error)) from None
+    except OSError as error:
+        raise fail(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None
+    except KeyboardInterrupt:
+        if resumable:
+            err.print(resumable, markup=False)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def check_names(editor: str, preset: str) -> None:
+    """Refuse an unknown editor or preset without importing torch, which takes seconds. Raises ValueError."""
+    spec = find_spec("loredit.editors")
+    places = (spec and spec.submodule_search_locations) or []
+    known = sorted(m.name for m in pkgutil.iter_modules(places) if m.name != "base" and not m.ispkg)
+    if editor not in known:
+        raise ValueError(unknown("editor", editor, known))
+    presets.find(editor, preset)
+
+
+def quiet() -> None:
+    """No bars of transformers: "Loading weights" is over in a second, and the bar that matters is ours."""
+    from transformers.utils.logging import disable_progress_bar  # takes a second to import
+
+    disable_progress_bar()
+
+
+def size(folder: Path) -> str:
+    """What the files of a folder take on the disk."""
+    return f"{sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 1e6:.1f} MB"
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes ``target`` when all went well. ValueError where there is one already."""
+    if target.exists():
+        raise ValueError(f"{target} exists already; name a folder that does not")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+        made = Path(temporary) / target.name
+        made.mkdir()
+        yield made
+        made.rename(target)

@@ -1,0 +1,75 @@
+"""``loredit merge``, ``export`` and ``remove``: what is done with a folder of edits."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import Case, Device, Folder, ModelName, explained, new_folder, out, quiet, size
+
+
+class Form(str, Enum):
+    """The forms that edits are exported to."""
+
+    peft = "peft"
+
+
+def merge(
+    folder: Folder,
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the model; it must not exist yet.")],
+    case: Case = None,
+    model: ModelName = None,
+    device: Device = "auto",
+) -> None:
+    """Write a model with an edit in its weights, for AutoModelForCausalLM.from_pretrained; the tokenizer too."""
+    with explained(), new_folder(target) as made:
+        quiet()
+
+        from ..editors import load
+        from ..session import chosen, loaded_for
+
+        loaded = loaded_for(folder, model, device)
+        edits = load(folder, loaded.model, loaded.tokenizer)
+        edits.merged(chosen(edits, case)).save_pretrained(made)
+        loaded.tokenizer.save_pretrained(made)
+    out.print(f"{target}: {size(target)}", markup=False)
+
+
+def export(
+    folder: Folder,
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the adapter; it must not exist yet.")],
+    to: Annotated[Form, typer.Option(help="peft: a folder for PeftModel.from_pretrained.")] = Form.peft,
+    case: Case = None,
+    model: ModelName = None,
+    device: Device = "auto",
+) -> None:
+    """Write an edit as an adapter of another library."""
+    with explained(), new_folder(target) as made:
+        quiet()
+
+        from ..bridges.peft import to_peft
+        from ..editors import load
+        from ..session import chosen, loaded_for
+
+        loaded = loaded_for(folder, model, device)
+        edits = load(folder, loaded.model, loaded.tokenizer)
+        to_peft(edits, chosen(edits, case), made)
+    out.print(f"{target}: {size(target)}", markup=False)
+
+
+def remove(
+    folder: Folder, case: Annotated[str, typer.Argument(metavar="CASE", help="Case id of the fact to undo.")]
+) -> None:
+    """Undo one fact of a folder with an edit for each fact; the others stay as they are."""
+    with explained():
+        from ..engine.files import locked
+        from ..engine.storage.manifest import read_manifest
+        from ..engine.storage.manifest import remove as removed
+
+        read_manifest(folder)  # a folder that holds no edits gets no lock either
+        with locked(folder):
+            removed(folder, case)
+        out.print(f"{case} is undone; {len(read_manifest(folder).facts)} edits in {folder}", markup=False)

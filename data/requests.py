@@ -33,19 +33,20 @@ _MESSAGES = {
 }
 
 
-def from_request(request: Mapping[str, Any], *, case_id: str = "0") -> Fact:
+def from_request(request: Mapping[str, Any], *, case_id: str | None = None) -> Fact:
     """The fact that EasyEdit's request dictionary asks for.
 
     ``locality`` and ``portability`` map a group to EasyEdit's columns, ``{prompt: [p, ...], ground_truth: [a, ...]}``,
     or to KnowEdit's list of ``{prompt, ground_truth}``; flat fields (``locality_prompt``, ``locality_ground_truth``)
     do as well. ``ground_truth`` and each answer may be one text or (nested) lists of aliases, ``rephrase_prompt`` one
     text or a list. ``{}`` in a prompt stands for the subject. A probe whose answer is empty is left out.
-    ``case_id`` is for a request without one. Raises FactError, which lists all faults.
+    ``case_id`` is for a request without one; None: one that is made of what the fact says. Raises FactError, which
+    lists all faults.
     """
     return to_fact(request, case_id)[0]
 
 
-def to_fact(request: Mapping[str, Any], case_id: str) -> tuple[Fact, int]:
+def to_fact(request: Mapping[str, Any], case_id: str | None) -> tuple[Fact, int]:
     """:func:`from_request`, and how many probes were left out because their answer is empty."""
     given = {name: value for name, value in request.items() if value is not None}
     subject = given.get("subject")

@@ -25,7 +25,7 @@ from ..engine.model.passes import rows_counted
 from ..engine.outcome import Outcome
 from ..engine.patches.patch import Patch, WeightPatch
 from ..engine.patches.rows import Rows
-from ..engine.progress import Phase, Progress
+from ..engine.progress import Phase, Progress, Shown, shown
 from ..engine.storage.manifest import (
     MANIFEST,
     EditsError,
@@ -54,7 +54,7 @@ class Editor(Method, ABC):
         *,
         edits_at_once: int | None = None,
         checkpoint: str | Path | None = None,
-        progress: Progress | None = None,
+        progress: Shown = None,
     ) -> Edits:
         """Independent edits, one for each fact, trained side by side; the result is in the order of ``facts``.
 
@@ -63,11 +63,16 @@ class Editor(Method, ABC):
             edits_at_once: edits trained side by side; as many as memory allows if not given.
             checkpoint: a folder that gets every finished batch; what lies there of an interrupted call with the same
                 settings is not trained again. The folder is the caller's to delete.
-            progress: told the share of all facts.
+            progress: told the share of all facts; a bar in a terminal or notebook if not given, False for none.
 
         Raises:
             ValueError: there is no fact.
             RuntimeError: something is attached to the model.
+
+        Example:
+            >>> edits = editor.edit_each(facts)  # doctest: +SKIP
+            >>> with edits.on("france"):  # doctest: +SKIP
+            ...     model.generate(**inputs)
         """
         self._may_begin(facts)
         parts = [] if checkpoint is None else _finished(self, facts, Path(checkpoint))
@@ -75,17 +80,18 @@ class Editor(Method, ABC):
         left = [i for i in range(len(facts)) if i not in known]
         done = len(known)
 
-        def told(phase: Phase, share: float, edits: int) -> None:
-            if progress:
-                progress(phase, (done + share * edits) / len(facts), len(facts))
+        with shown(progress) as tell:
 
-        for batch in in_batches(self, [facts[i] for i in left], edits_at_once, told):
-            part = Learned([left[i] for i in batch.facts], batch.patch, batch.outcomes)
-            if checkpoint is not None:
-                _edits(self, facts, part).save(Path(checkpoint) / str(len(parts)))
-            parts.append(part)
-            done += len(part.facts)
-            told(Phase.FINISHED, 0.0, 0)
+            def told(phase: Phase, share: float, edits: int) -> None:
+                tell(phase, (done + share * edits) / len(facts), len(facts))
+
+            for batch in in_batches(self, [facts[i] for i in left], edits_at_once, told):
+                part = Learned([left[i] for i in batch.facts], batch.patch, batch.outcomes)
+                if checkpoint is not None:
+                    _edits(self, facts, part).save(Path(checkpoint) / str(len(parts)))
+                parts.append(part)
+                done += len(part.facts)
+                told(Phase.FINISHED, 0.0, 0)
         at = {i: place for place, i in enumerate(i for part in parts for i in part.facts)}
         every = Edits.concatenated([_edits(self, facts, part) for part in parts])
         return every.taken([at[i] for i in range(len(facts))])
@@ -104,13 +110,13 @@ class Editor(Method, ABC):
             yield _edits(self, facts, batch)
 
     @final
-    def edit(self, facts: Sequence[Fact], *, after: Edits | None = None, progress: Progress | None = None) -> Edits:
+    def edit(self, facts: Sequence[Fact], *, after: Edits | None = None, progress: Shown = None) -> Edits:
         """One edit that carries all facts.
 
         Args:
             facts: what is to be edited; at least one.
             after: an edit to go on from, whose facts the new one carries too.
-            progress: told the share of all facts.
+            progress: told the share of all facts; a bar in a terminal or notebook if not given, False for none.
 
         A fact that cannot be learned (``Outcome.lost``) leaves the others.
 
@@ -121,11 +127,14 @@ class Editor(Method, ABC):
         self._may_begin(facts)
         earlier, past = (after.facts[0], after.outcomes[0]) if after else ((), Outcome(0, None))
         seed = int(after.patch.seeds[0]) if after else self.seed_for(facts)
-        patch, outcome = self.carry(facts, seed, after.patch if after else None, progress)
+        with shown(progress) as tell:
+            patch, outcome = self.carry(facts, seed, after.patch if after else None, tell)
         lost = {**past.lost, **{len(earlier) + i: message for i, message in outcome.lost.items()}}
         carried = (*earlier, *facts)
         error = outcome.error or (None if len(lost) < len(carried) else next(iter(lost.values())))
-        return Edits(self, patch, (carried,), (Outcome(past.steps + outcome.steps, outcome.loss, error, lost),))
+        notes = tuple(dict.fromkeys((*past.notes, *outcome.notes)))
+        steps, loss = past.steps + outcome.steps, past.loss if outcome.loss is None else outcome.loss
+        return Edits(self, patch, (carried,), (Outcome(steps, loss, error, lost, notes),))
 
     @final
     def edit_stream(
@@ -136,7 +145,7 @@ class Editor(Method, ABC):
         ``after``: a state to go on from. A fact that cannot be learned (``Outcome.lost``) leaves the patch as it was.
         """
         for fact in facts:
-            after = self.edit([fact], after=after, progress=progress)
+            after = self.edit([fact], after=after, progress=progress or False)  # no bar for each single fact
             yield after
 
     def _may_begin(self, facts: Sequence[Fact]) -> None:

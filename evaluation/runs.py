@@ -30,7 +30,7 @@ from ..data import BadRecord, Fact, LoadedFacts
 from ..editors import Editor, Edits, find, load, settings
 from ..engine.files import locked, replacing
 from ..engine.model.loading import load as load_model
-from ..engine.progress import Phase, Progress
+from ..engine.progress import Phase, Progress, Shown, shown
 from .folder import RUN, RunError, append, open_folder, read
 from .metrics import Summary, summarise
 from .perplexity import perplexity
@@ -59,9 +59,6 @@ _PHASES = {
     Phase.PERPLEXITY: (_SCORING, 0.0),
     Phase.FINISHED: (0.0, 0.0),
 }
-
-Told = Callable[[Phase, float, int], None]
-"""Told what is being done, how many facts are done, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def run(
     resume: bool = False,
     trust_remote_code: bool = False,
     easyedit: bool = False,
-    progress: Told | None = None,
+    progress: Shown = None,
 ) -> RunResult:
     """Edit facts, score them, and write the results to a folder as they come.
 
@@ -131,7 +128,7 @@ def run(
         resume: go on with an interrupted run of the same settings.
         trust_remote_code: run code that a model brings along.
         easyedit: write the results in EasyEdit's JSON form too.
-        progress: told which phase it is, and how many facts of how many are done.
+        progress: told which phase it is, and which share of how many facts is done; a bar if not given, False for none.
 
     Raises:
         ValueError: bad input; the message is for people.
@@ -183,7 +180,7 @@ def run(
     begun = time.perf_counter()
     with nullcontext() if output is None else locked(Path(output)):
         folder = open_folder(record, Path(output) if output else None, name, resume)
-        with locked(folder) if output is None else nullcontext():
+        with locked(folder) if output is None else nullcontext(), shown(progress) as tell:
             job = _Job(
                 method,
                 chosen,
@@ -191,7 +188,7 @@ def run(
                 lambda edits, told: evaluate(
                     edits, measures=measures, fluency=fluency, seed=method.seed, progress=told
                 ),
-                _Counted(progress, len(chosen), _EDITING * len(chosen) + _SCORING * (sum(points) or len(chosen))),
+                _Counted(tell, len(chosen), _EDITING * len(chosen) + _SCORING * (sum(points) or len(chosen))),
             )
             if mode == "single":
                 _edit_each(job, edits_at_once)
@@ -353,8 +350,8 @@ def _newest(folder: Path) -> Path | None:
 class _Counted:
     """Turns the phases of a batch into a count of facts, as if each were edited and scored once."""
 
-    def __init__(self, told: Told | None, facts: int, work: float) -> None:
-        self._told, self._facts, self._work, self._done = told or (lambda *_: None), facts, work, 0.0
+    def __init__(self, told: Progress, facts: int, work: float) -> None:
+        self._told, self._facts, self._work, self._done = told, facts, work, 0.0
 
     def __call__(self, phase: Phase, share: float, facts: int) -> None:
         begin, length = _PHASES[phase]
@@ -365,4 +362,4 @@ class _Counted:
         self._tell(Phase.FINISHED, self._done)
 
     def _tell(self, phase: Phase, done: float) -> None:
-        self._told(phase, done * self._facts / self._work, self._facts)
+        self._told(phase, done / self._work, self._facts)

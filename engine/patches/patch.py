@@ -76,6 +76,12 @@ class Patch(nn.Module, ABC):
         return [p[edit] for p in self.parameters()]
 
     @final
+    def sound(self) -> list[bool]:
+        """(E,), whether all numbers of an edit are finite."""
+        finite = [p.detach().isfinite().view(len(p), -1).all(1) for p in self.parameters()]
+        return torch.stack(finite).all(0).tolist()
+
+    @final
     def nonzero_share(self, edit: int) -> float:
         """Share of one edit's numbers that are not zero, 0 to 1; 1 where there are none."""
         return nonzero_share(self.trained(edit))

@@ -9,6 +9,8 @@ from ...data.facts import Fact
 from ..model.encoding import Encoded, Encoder
 from ..settings import Hparams
 
+NO_SUBJECT = "no subject is given, so nothing that the model says about it was held (kl_prompts)"
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -17,6 +19,8 @@ class Lesson:
     facts: tuple[Fact, ...]
     answers: tuple[Encoded, ...]
     anchors: tuple[Encoded, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What the settings ask for and these facts do not allow."""
 
     @property
     def longest(self) -> int:
@@ -37,7 +41,8 @@ def lesson(encoder: Encoder, h: Hparams, contexts: Sequence[str], facts: Sequenc
         for context in before
     ]
     prompts = [t.replace("{}", f.subject or "") for f in facts for t in h.kl_prompts if f.subject or "{}" not in t]
-    held = [encoder.prompt(prompt).ids for prompt in prompts] if h.kl_weight else []
+    unheld = h.kl_weight and any("{}" in t for t in h.kl_prompts) and not all(f.subject for f in facts)
+    held = [encoder.prompt(prompt, room=1).ids for prompt in prompts] if h.kl_weight else []
     # What comes after a prompt's last token is held, or after each; the last id only makes room for it.
     anchors = [Encoded((*ids, 0), 1 if h.kl_positions == "all" else len(ids)) for ids in held]
-    return Lesson(tuple(facts), tuple(answers), tuple(anchors))
+    return Lesson(tuple(facts), tuple(answers), tuple(anchors), (NO_SUBJECT,) if unheld else ())

@@ -28,6 +28,9 @@ from ..patches.rows import Rows
 from ..progress import Phase, Progress
 from .lessons import Lesson
 
+# The loss is seen before a step is taken; what the last step did shows in the weights alone.
+SICK = "the last step made a weight NaN or infinite; a lower lr may help"
+
 
 def train(
     method: Method, patch: Patch, lessons: Sequence[Lesson], progress: Progress | None = None
@@ -46,7 +49,7 @@ def train(
             over, left = [i for i, flag in enumerate(flags) if flag], [i for i, flag in enumerate(flags) if not flag]
             for i in over:
                 error = None if isfinite(last[i]) else f"the loss became {last[i]} at step {step}; a lower lr may help"
-                outcomes[work.edits[i]] = Outcome(step, last[i], error)
+                outcomes[work.edits[i]] = Outcome(step, last[i], error, notes=lessons[work.edits[i]].notes)
             if over:
                 ended.append(([work.edits[i] for i in over], work.patch.finished(over)))
             if left:
@@ -59,7 +62,9 @@ def train(
             if not left:
                 break
         if work.edits:
-            outcomes |= {e: Outcome(h.steps, last[i]) for i, e in enumerate(work.edits)}
+            sound = work.patch.sound()
+            for i, e in enumerate(work.edits):
+                outcomes[e] = Outcome(h.steps, last[i], None if sound[i] else SICK, notes=lessons[e].notes)
             ended.append((work.edits, work.patch.finished(range(len(work.edits)))))
     if lost := [e for e, outcome in outcomes.items() if outcome.error]:
         ended.append((lost, method.untrained([int(patch.seeds[e]) for e in lost])))

@@ -9,7 +9,8 @@ A mini-batch whose facts have all reached ``stop_at`` takes no step. An edit is 
 then all facts have reached it with the same weights.
 
 A fact whose loss is not finite is left out. If that is so of all facts of a mini-batch, and was not so before the
-latest pass that began well, the weights are to blame: the patch goes back to where it was then.
+latest pass that began well, the weights are to blame: the patch goes back to where it was then. Of a single mini-batch
+no earlier state is kept: where all its facts fail, the edit has failed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ..outcome import Outcome
 from ..patches.adam import Adam
 from ..patches.patch import Patch
 from ..progress import Phase, Progress
-from .loop import Work
+from .loop import SICK, Work
 
 # Mini-batches whose unchanging part (ids, the output of the blocks below the edit) is kept from pass to pass.
 _WORKS_KEPT = 64
@@ -42,7 +43,7 @@ def together(
     """One edit that carries all facts, going on from the patch ``before`` if there is one; and how this went."""
     h = method.hparams
     patch = before and before.take([0])  # training changes tensors in place
-    lost = _unusable(method, facts)
+    lost, notes = _looked_through(method, facts)
     good = [i for i in range(len(facts)) if i not in lost]
     batches = [good[i : i + h.batch_size] for i in range(0, len(good), h.batch_size)]
     courses = [batches] if h.order == "breadth_first" else [[batch] for batch in batches]
@@ -53,23 +54,26 @@ def together(
             course = _Course(paced, _begun(paced, seed, patch), facts, part)
             course.run(partial(_tell, progress, len(facts), number, len(courses)))
             lost |= course.lost
-            if any(course.batches):
+            if not all(course.patch.sound()):  # a single step can do that, and the next loss is never seen
+                lost |= {fact: SICK for batch in course.batches for fact in batch}
+            elif any(course.batches):
                 patch = course.patch.finished([0])
                 steps += int(patch.steps)
                 losses.append(course.loss)
-    outcome = Outcome(steps, fmean(losses) if losses else None, None, lost)
+    outcome = Outcome(steps, fmean(losses) if losses else None, None, lost, notes)
     return patch or method.untrained([seed]), outcome
 
 
-def _unusable(method: Method, facts: Sequence[Fact]) -> dict[int, str]:
-    """Why facts cannot be learned, by index."""
-    lost = {}
+def _looked_through(method: Method, facts: Sequence[Fact]) -> tuple[dict[int, str], tuple[str, ...]]:
+    """Why facts cannot be learned, by index; and what there is to say of those that can."""
+    lost: dict[int, str] = {}
+    notes: dict[str, None] = {}
     for i, fact in enumerate(facts):
         try:
-            method.lesson([fact])
+            notes |= dict.fromkeys(method.lesson([fact]).notes)
         except EncodingError as error:
             lost[i] = str(error)
-    return lost
+    return lost, tuple(notes)
 
 
 def _paced(method: Method, batches: int) -> Method:

@@ -161,33 +161,31 @@ def run(
 
         from ..evaluation import runs
         from ..evaluation.report.tables import retention_table, table
-        from .progress import Bar
 
-        with Bar() as bar:
-            result = runs.run(
-                editor,
-                hparams,
-                mode=mode.value,
-                checkpoints=points,
-                perplexity_text=perplexity_text,
-                overrides=overrides,
-                model=model,
-                data=facts_given,
-                limit=limit,
-                offset=offset,
-                skip_bad=skip_bad,
-                seed=seed,
-                device=device,
-                dtype=dtype,
-                edits_at_once=edits_at_once,
-                measures=MEASURES[eval_],
-                fluency=fluency,
-                output=output,
-                resume=resume,
-                trust_remote_code=trust_remote_code,
-                easyedit=format_ is Format.easyedit,
-                progress=bar,
-            )
+        result = runs.run(
+            editor,
+            hparams,
+            mode=mode.value,
+            checkpoints=points,
+            perplexity_text=perplexity_text,
+            overrides=overrides,
+            model=model,
+            data=facts_given,
+            limit=limit,
+            offset=offset,
+            skip_bad=skip_bad,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            edits_at_once=edits_at_once,
+            measures=MEASURES[eval_],
+            fluency=fluency,
+            output=output,
+            resume=resume,
+            trust_remote_code=trust_remote_code,
+            easyedit=format_ is Format.easyedit,
+            progress=True,
+        )
     facts = f"{result.facts} fact{'s' if result.facts > 1 else ''}"
     out.print(table(result.summary, title=f"{editor} on {facts}, mode {mode.value}"))
     if mode is Mode.sequential or perplexity_text:

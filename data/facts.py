@@ -24,11 +24,12 @@ class Probe(BaseModel):
 class Fact(BaseModel):
     """One edit request: after the edit, ``prompt`` is to be answered with ``target_new``.
 
-    ``rephrase_prompts`` ask the same in other words (generalization). ``locality`` probes ask for things the edit
-    must leave alone, ``portability`` probes for what follows from it; both are grouped by the kind of probe, as in
-    KnowEdit (``{"Relation_Specificity": (probe, ...)}``). ``ground_truth`` is what was right before the edit, with
-    its aliases. ``case_id`` names the fact in results and is unique within its file; a fact without one gets one that
-    is made of what it says.
+    ``rephrase_prompts`` ask the same in other words (generalization); ``chat_prompts`` are the questions that a user
+    would type to a chat model, to be answered in a turn of its own and not by reading on. ``locality`` probes ask for
+    things the edit must leave alone, ``portability`` probes for what follows from it; both are grouped by the kind of
+    probe, as in KnowEdit (``{"Relation_Specificity": (probe, ...)}``). ``ground_truth`` is what was right before the
+    edit, with its aliases. ``case_id`` names the fact in results and is unique within its file; a fact without one gets
+    one that is made of what it says.
 
     Example:
         >>> Fact(prompt="The capital of France is", target_new="Rome", subject="France").case_id
@@ -43,6 +44,7 @@ class Fact(BaseModel):
     subject: Text | None = None
     ground_truth: tuple[Text, ...] = ()
     rephrase_prompts: tuple[Text, ...] = ()
+    chat_prompts: tuple[Text, ...] = ()
     locality: dict[str, tuple[Probe, ...]] = Field(default_factory=dict)
     portability: dict[str, tuple[Probe, ...]] = Field(default_factory=dict)
 

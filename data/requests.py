@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from .facts import BadRecord, Fact, FactError
 
 FIELDS = (
-    *("case_id", "prompt", "target_new", "subject", "ground_truth", "rephrase_prompt", "locality", "portability"),
+    *("case_id", "prompt", "target_new", "subject", "ground_truth", "rephrase_prompt", "chat_prompt"),
+    *("locality", "portability"),
     *("locality_prompt", "locality_ground_truth", "portability_prompt", "portability_ground_truth"),
 )
 """The fields of a request that make a fact; others (EasyEdit's ``target_neg``, KnowEdit's ``cond``) are ignored."""
@@ -38,10 +39,10 @@ def from_request(request: Mapping[str, Any], *, case_id: str | None = None) -> F
 
     ``locality`` and ``portability`` map a group to EasyEdit's columns, ``{prompt: [p, ...], ground_truth: [a, ...]}``,
     or to KnowEdit's list of ``{prompt, ground_truth}``; flat fields (``locality_prompt``, ``locality_ground_truth``)
-    do as well. ``ground_truth`` and each answer may be one text or (nested) lists of aliases, ``rephrase_prompt`` one
-    text or a list. ``{}`` in a prompt stands for the subject. A probe whose answer is empty is left out.
-    ``case_id`` is for a request without one; None: one that is made of what the fact says. Raises FactError, which
-    lists all faults.
+    do as well. ``ground_truth`` and each answer may be one text or (nested) lists of aliases, ``rephrase_prompt`` and
+    ``chat_prompt`` (what a user would ask a chat model; EasyEdit has no such field) one text or a list. ``{}`` in a
+    prompt stands for the subject. A probe whose answer is empty is left out. ``case_id`` is for a request without one;
+    None: one that is made of what the fact says. Raises FactError, which lists all faults.
     """
     return to_fact(request, case_id)[0]
 
@@ -61,11 +62,14 @@ def to_fact(request: Mapping[str, Any], case_id: str | None) -> tuple[Fact, int]
     fields["case_id"] = str(number) if type(number) is int else number
     fields["ground_truth"] = [text for text in _texts(given.get("ground_truth")) if text != NO_GROUND_TRUTH]
     fields["rephrase_prompts"] = [fill(text) for text in _texts(given.get("rephrase_prompt"))]
+    fields["chat_prompts"] = [fill(text) for text in _texts(given.get("chat_prompt"))]
     probes = {kind: _groups(given, kind, fill) for kind in FLAT_GROUPS}
     answered = {kind: _answered(groups) for kind, groups in probes.items()}
-    bad = []
-    if "subject" not in given and "{}" in str(given.get("prompt")):
-        bad.append(BadRecord("", "subject", "is missing, and the prompt has {} for it"))
+    bad = [
+        BadRecord("", "subject", f"is missing, and the {name} has {{}} for it")
+        for name in ("prompt", "chat_prompt")
+        if "subject" not in given and any("{}" in text for text in _texts(given.get(name)) if isinstance(text, str))
+    ]
     try:
         fact = Fact.model_validate(fields | answered)
     except ValidationError as error:
@@ -132,7 +136,7 @@ def _count(groups: Any) -> int:
 
 def _field(loc: tuple[int | str, ...], request: Mapping[str, Any]) -> str:
     """A fault's place in the request: ("locality", "g", 0, "answers") -> "locality.g[0].ground_truth"."""
-    names = {"answers": "ground_truth", "rephrase_prompts": "rephrase_prompt"}
+    names = {"answers": "ground_truth", "rephrase_prompts": "rephrase_prompt", "chat_prompts": "chat_prompt"}
     kind, *rest = (names.get(str(part), part) for part in loc)
     if rest and rest[0] == FLAT_GROUPS.get(str(kind)) and rest[0] not in request.get(str(kind), {}):
         return f"{kind}_{rest[2] if len(rest) > 2 else 'prompt'}"

@@ -128,7 +128,8 @@ class Editor(Method, ABC):
         earlier, past = (after.facts[0], after.outcomes[0]) if after else ((), Outcome(0, None))
         seed = int(after.patch.seeds[0]) if after else self.seed_for(facts)
         with shown(progress) as tell:
-            patch, outcome = self.carry(facts, seed, after.patch if after else None, tell)
+            good = [fact for i, fact in enumerate(earlier) if i not in past.lost]
+            patch, outcome = self.carry(facts, seed, after.patch if after else None, good, tell)
         lost = {**past.lost, **{len(earlier) + i: message for i, message in outcome.lost.items()}}
         carried = (*earlier, *facts)
         error = outcome.error or (None if len(lost) < len(carried) else next(iter(lost.values())))
@@ -167,9 +168,14 @@ class TrainedEditor(Editor, ABC):
 
     @final
     def carry(
-        self, facts: Sequence[Fact], seed: int, before: Patch | None, progress: Progress | None = None
+        self,
+        facts: Sequence[Fact],
+        seed: int,
+        before: Patch | None = None,
+        earlier: Sequence[Fact] = (),
+        progress: Progress | None = None,
     ) -> tuple[Patch, Outcome]:
-        return together(self, facts, seed, before, progress)
+        return together(self, facts, seed, before, earlier, progress)
 
 
 @dataclass(frozen=True, repr=False)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..method import Method
 from ..model.attention import trainable_attention
-from ..model.encoding import Batch, Table
+from ..model.encoding import Batch, Encoded, Table
 from ..model.passes import frozen, input_of, logits_at, replayed
 from ..outcome import Outcome
 from ..patches.adam import Adam
@@ -85,8 +85,11 @@ class Work:
         self._hidden = input_of(method.model, first, self._batch.ids) if first else None
         self._unedited = self._unedited_log_probs() if self._anchor.any() else None
 
-    def losses(self) -> tuple[Tensor, Tensor]:
-        """(E,) each edit's loss, and (E,) the lowest probability among its target tokens."""
+    def losses(self, leave_at: float | None = None) -> tuple[Tensor, Tensor]:
+        """(E,) each edit's loss, and (E,) the lowest probability among its target tokens.
+
+        ``leave_at``: facts all of whose target tokens have this probability are not in the loss, only what they hold.
+        """
         with self.patch.attached(self.method.model, Rows(self._owner, len(self.edits), self.patch.seeds.device)):
             logits = self._logits()
         cost = nll = F.cross_entropy(logits, self._batch.labels, reduction="none")
@@ -98,8 +101,17 @@ class Work:
             )
         of_row = self._batch.table(cost).sum(1) / self._batch.table.counts
         worst = self._batch.table(nll.detach()).amax(1).masked_fill(self._anchor, 0.0)
-        loss = self._rows(of_row * self._weights).sum(1) + self.patch.penalty()
+        weights = self._weights if leave_at is None else self._weights * self._staying(worst, leave_at)
+        loss = self._rows(of_row * weights).sum(1) + self.patch.penalty()
         return loss, (-self._rows(worst).amax(1)).exp()
+
+    def _staying(self, worst: Tensor, leave_at: float) -> Tensor:
+        """(R,), 0 for the answers of a fact all of whose target tokens have this probability, else 1."""
+        rows = [of_fact for lesson in self._lessons for of_fact in _by_fact(lesson)]
+        counts = [len(of_fact) for of_fact in rows if of_fact]
+        is_there = (-Table(counts, worst.device)(worst).amax(1)).exp() >= leave_at
+        of_row = is_there.repeat_interleave(torch.tensor(counts, device=worst.device))
+        return (~of_row | self._anchor).to(worst.dtype)
 
     def step(self, loss: Tensor) -> None:
         """One optimizer step on the sum over edits."""
@@ -133,8 +145,8 @@ class Work:
 
     def _lay_out(self, lessons: list[Lesson]) -> None:
         device, kl_weight = self.patch.seeds.device, self.method.hparams.kl_weight
-        rows = [row for part in lessons for row in (*part.answers, *part.anchors)]
-        counts = [(len(part.answers), len(part.anchors)) for part in lessons]
+        rows = [row for lesson in lessons for of_fact in _by_fact(lesson) for row in of_fact]
+        counts = [(len(lesson.answers), len(lesson.anchors)) for lesson in lessons]
         self._lessons = lessons
         self._owner = [e for e, (answers, anchors) in enumerate(counts) for _ in range(answers + anchors)]
         self._batch, self._rows = Batch.of(rows, device), Table([sum(n) for n in counts], device)
@@ -160,6 +172,11 @@ class Work:
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.patch.named_parameters())
+
+
+def _by_fact(lesson: Lesson) -> list[tuple[Encoded, ...]]:
+    """A lesson's rows in the order in which they are laid out: the answers of each fact, then the anchors of each."""
+    return [*(part.answers for part in lesson.parts), *(part.anchors for part in lesson.parts)]
 
 
 def clip(patch: Patch, most: float) -> None:

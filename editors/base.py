@@ -12,6 +12,7 @@ from abc import ABC
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import final
 
@@ -37,6 +38,7 @@ from ..engine.storage.manifest import (
 )
 from ..engine.storage.packed import packed
 from ..engine.training.batches import Learned, in_batches
+from ..engine.training.checking import checked
 from ..engine.training.lessons import Lesson
 from ..engine.training.loop import train
 from ..engine.training.together import together
@@ -76,7 +78,7 @@ class Editor(Method, ABC):
         """
         self._may_begin(facts)
         parts = [] if checkpoint is None else _finished(self, facts, Path(checkpoint))
-        known = {i for part in parts for i in part.facts}
+        known = {i for indices, _ in parts for i in indices}
         left = [i for i in range(len(facts)) if i not in known]
         done = len(known)
 
@@ -86,15 +88,15 @@ class Editor(Method, ABC):
                 tell(phase, (done + share * edits) / len(facts), len(facts))
 
             for batch in in_batches(self, [facts[i] for i in left], edits_at_once, told):
-                part = Learned([left[i] for i in batch.facts], batch.patch, batch.outcomes)
+                indices = [left[i] for i in batch.facts]
+                edits = _edits(self, facts, batch._replace(facts=indices))
                 if checkpoint is not None:
-                    _edits(self, facts, part).save(Path(checkpoint) / str(len(parts)))
-                parts.append(part)
-                done += len(part.facts)
+                    edits.save(Path(checkpoint) / str(len(parts)))
+                parts.append((indices, edits))
+                done += len(indices)
                 told(Phase.FINISHED, 0.0, 0)
-        at = {i: place for place, i in enumerate(i for part in parts for i in part.facts)}
-        every = Edits.concatenated([_edits(self, facts, part) for part in parts])
-        return every.taken([at[i] for i in range(len(facts))])
+        at = {i: place for place, i in enumerate(i for indices, _ in parts for i in indices)}
+        return Edits.concatenated([edits for _, edits in parts]).taken([at[i] for i in range(len(facts))])
 
     @final
     def edit_batches(
@@ -135,18 +137,28 @@ class Editor(Method, ABC):
         error = outcome.error or (None if len(lost) < len(carried) else next(iter(lost.values())))
         notes = tuple(dict.fromkeys((*past.notes, *outcome.notes)))
         steps, loss = past.steps + outcome.steps, past.loss if outcome.loss is None else outcome.loss
-        return Edits(self, patch, (carried,), (Outcome(steps, loss, error, lost, notes),))
+        checks = tuple(checked(self, patch, [(0, fact) for fact in carried]))
+        return Edits(self, patch, (carried,), (Outcome(steps, loss, error, lost, notes, checks),))
 
     @final
     def edit_stream(
-        self, facts: Iterable[Fact], *, after: Edits | None = None, progress: Progress | None = None
+        self, facts: Iterable[Fact], *, chunk: int = 1, after: Edits | None = None, progress: Progress | None = None
     ) -> Iterator[Edits]:
-        """Sequential editing: one fact after another on the same patch; yields the state after each.
+        """Sequential editing: so many facts at a time, one chunk after another on the same patch.
 
-        ``after``: a state to go on from. A fact that cannot be learned (``Outcome.lost``) leaves the patch as it was.
+        Args:
+            facts: what is to be edited, in order.
+            chunk: facts that are learned together.
+            after: a state to go on from.
+            progress: told the share of each chunk.
+
+        Yields:
+            The state after each chunk, which carries all facts so far. A fact that cannot be learned
+            (``Outcome.lost``) leaves the patch as it was.
         """
-        for fact in facts:
-            after = self.edit([fact], after=after, progress=progress or False)  # no bar for each single fact
+        left = iter(facts)
+        while part := [*islice(left, chunk)]:
+            after = self.edit(part, after=after, progress=progress or False)  # no bar for each single chunk
             yield after
 
     def _may_begin(self, facts: Sequence[Fact]) -> None:
@@ -204,6 +216,17 @@ class Edits:
     def case_ids(self) -> list[str]:
         """Of all facts, in order."""
         return [fact.case_id for facts in self.facts for fact in facts]
+
+    @property
+    def unlearned(self) -> list[str]:
+        """The case ids of facts that were not learned: lost, failed, or answered otherwise when they were checked."""
+        found = []
+        for facts, outcome in zip(self.facts, self.outcomes, strict=True):
+            checks = outcome.checks or (None,) * len(facts)
+            for i, (fact, check) in enumerate(zip(facts, checks, strict=True)):
+                if outcome.error or i in outcome.lost or (check is not None and not check.learned):
+                    found.append(fact.case_id)
+        return found
 
     def index(self, edit: int | str) -> int:
         """The index of an edit that is named by its index or by a case id. Raises EditsError, IndexError."""
@@ -292,7 +315,9 @@ class Edits:
         """The one edit, said to carry only these of its facts; for scoring some of many."""
         (carried,), (outcome,) = self.facts, self.outcomes
         lost = {i: outcome.lost[fact] for i, fact in enumerate(facts) if fact in outcome.lost}
-        return replace(self, facts=(tuple(carried[i] for i in facts),), outcomes=(replace(outcome, lost=lost),))
+        checks = tuple(outcome.checks[i] for i in facts) if outcome.checks else ()
+        some = replace(outcome, lost=lost, checks=checks)
+        return replace(self, facts=(tuple(carried[i] for i in facts),), outcomes=(some,))
 
 
 def manifest_of(edits: Edits) -> Manifest:
@@ -315,11 +340,14 @@ def read_edits(folder: Path, manifest: Manifest, editor: Editor) -> Edits:
 
 
 def _edits(editor: Editor, facts: Sequence[Fact], learned: Learned) -> Edits:
-    return Edits(editor, learned.patch, tuple((facts[i],) for i in learned.facts), tuple(learned.outcomes))
+    carried = [facts[i] for i in learned.facts]
+    checks = checked(editor, learned.patch, [*enumerate(carried)])
+    outcomes = (replace(o, checks=(check,)) for o, check in zip(learned.outcomes, checks, strict=True))
+    return Edits(editor, learned.patch, tuple((fact,) for fact in carried), tuple(outcomes))
 
 
-def _finished(editor: Editor, facts: Sequence[Fact], folder: Path) -> list[Learned]:
-    """The batches that an interrupted :meth:`Editor.edit_each` has left."""
+def _finished(editor: Editor, facts: Sequence[Fact], folder: Path) -> list[tuple[list[int], Edits]]:
+    """The batches that an interrupted :meth:`Editor.edit_each` has left, each with the indices of its facts."""
     index = {fact.case_id: i for i, fact in enumerate(facts)}
     ours = (editor.name(), editor.hparams.model_dump(mode="json"), editor.seed, editor.model_identity)
     parts = []
@@ -329,6 +357,5 @@ def _finished(editor: Editor, facts: Sequence[Fact], folder: Path) -> list[Learn
         same = ours == (manifest.editor, manifest.hparams, manifest.seed, manifest.base_model)
         if not same or any(fact.case_id not in index or fact != facts[index[fact.case_id]] for fact in carried):
             raise EditsError(f"{folder} was begun with other facts or settings; go on with those, or delete it")
-        edits = read_edits(path.parent, manifest, editor)
-        parts.append(Learned([index[fact.case_id] for fact in carried], edits.patch, [*edits.outcomes]))
+        parts.append(([index[fact.case_id] for fact in carried], read_edits(path.parent, manifest, editor)))
     return parts

@@ -49,6 +49,8 @@ CHECKPOINTS, RETENTION = "checkpoints.jsonl", "retention.png"
 
 # Facts of one edit that are scored together, and lost if the run is interrupted meanwhile.
 _SCORED_AT_ONCE = 64
+# Editing that is lost at most if a sequential run is killed.
+_UNSAVED_SECONDS = 60.0
 # Shares of a fact's time, for the progress bar only: where a phase begins within editing or scoring, and its length.
 _EDITING, _SCORING = 0.7, 0.3
 _PHASES = {
@@ -85,6 +87,7 @@ def run(
     data: str | LoadedFacts = "samples",
     mode: EditMode = "single",
     checkpoints: Collection[int] | None = None,
+    chunk: int = 1,
     perplexity_text: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     model: str | None = None,
@@ -112,6 +115,7 @@ def run(
         data: see ``loredit.data.load``; or what it has loaded.
         mode: single, each fact on the unedited model; batch, one edit for all; sequential, one after another.
         checkpoints: after how many sequential edits all facts so far are scored, beside the end; None: 1, 10, 100, ...
+        chunk: facts that are learned together in sequential editing.
         perplexity_text: a file, on which both models' perplexity is measured at the same points.
         overrides: hyper-parameters in place of the preset's.
         model: a name in place of the preset's.
@@ -145,7 +149,7 @@ def run(
         raise RunError(
             f"no facts to edit: {len(loaded_facts.facts)} in {loaded_facts.source}, offset {offset}, limit {limit}"
         )
-    points = _points(mode, checkpoints, len(chosen))
+    points = _points(mode, checkpoints, len(chosen), chunk)
     text = _text(mode, perplexity_text)
     if isinstance(editor, Editor):
         if preset is not None or overrides or model is not None:
@@ -162,6 +166,7 @@ def run(
         "editor": method.name(),
         "mode": mode,
         "checkpoints": points,
+        "chunk": chunk,
         "hparams": method.hparams.model_dump(mode="json"),
         "model": method.model_identity,
         "data": {
@@ -193,7 +198,7 @@ def run(
             if mode == "single":
                 _edit_each(job, edits_at_once)
             else:
-                _edit_one(job, mode, points, text)
+                _edit_one(job, mode, points, chunk, text)
             summary, reached = _concluded(job, easyedit)
     return RunResult(
         summary,
@@ -222,8 +227,11 @@ def _concluded(job: _Job, easyedit: bool) -> tuple[Summary, list[Checkpoint]]:
     return summary, reached
 
 
-def _points(mode: EditMode, checkpoints: Collection[int] | None, n: int) -> list[int]:
-    """After how many of the n facts everything so far is scored; nothing in single mode."""
+def _points(mode: EditMode, checkpoints: Collection[int] | None, n: int, chunk: int) -> list[int]:
+    """After how many of the n facts everything so far is scored, which is at the end of a chunk; nothing in single
+    mode."""
+    if chunk < 1 or (chunk > 1 and mode != "sequential"):
+        raise RunError(f"a chunk is a number of facts of sequential editing, 1 or more, not {chunk} in {mode} mode")
     if checkpoints is not None and mode != "sequential":
         raise RunError(f"checkpoints are for sequential editing; in {mode} mode facts are scored once, at the end")
     if bad := [point for point in checkpoints or () if point < 1]:
@@ -232,7 +240,7 @@ def _points(mode: EditMode, checkpoints: Collection[int] | None, n: int) -> list
         return []
     if checkpoints is None:
         checkpoints = [10**k for k in range(len(str(n)))] if mode == "sequential" else []
-    return sorted({point for point in checkpoints if point < n} | {n})
+    return sorted({min(n, -(-point // chunk) * chunk) for point in checkpoints if point < n} | {n})
 
 
 def _text(mode: EditMode, file: str | Path | None) -> str | None:
@@ -284,8 +292,8 @@ def _edit_each(job: _Job, edits_at_once: int | None) -> None:
         begun = time.perf_counter()
 
 
-def _edit_one(job: _Job, mode: EditMode, points: Sequence[int], text: str | None) -> None:
-    """Batch and sequential: one edit, saved whenever it carries more facts, and scored at some points."""
+def _edit_one(job: _Job, mode: EditMode, points: Sequence[int], chunk: int, text: str | None) -> None:
+    """Batch and sequential: one edit, saved from time to time as it carries more facts, and scored at some points."""
     edits = _last(job)
     carried = len(edits.facts[0]) if edits else 0
     scored = sum(point.edits for point in read(job.folder / CHECKPOINTS, Checkpoint))
@@ -294,16 +302,20 @@ def _edit_one(job: _Job, mode: EditMode, points: Sequence[int], text: str | None
         _check(job, edits, points, text, 0.0)
     left = job.facts[carried:]
     if mode == "sequential":
-        states = job.method.edit_stream(left, after=edits, progress=job.told)
+        states = job.method.edit_stream(left, chunk=chunk, after=edits, progress=job.told)
     else:
         states = map(partial(job.method.edit, progress=job.told), [left] if left else [])
     before, seconds, begun = carried, 0.0, time.perf_counter()
+    saved = begun
     for edits in states:
         seconds += time.perf_counter() - begun
         new = len(edits.facts[0]) - carried
         carried += new
         job.told.finished(_EDITING * new)
-        _save(edits, job.folder)
+        # A state holds all facts so far, so that writing each would take time that grows with their square.
+        if carried in points or time.perf_counter() - saved > _UNSAVED_SECONDS:
+            _save(edits, job.folder)
+            saved = time.perf_counter()
         _check(job, edits, points, text, seconds / (carried - before))
         begun = time.perf_counter()
 

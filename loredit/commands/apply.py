@@ -13,6 +13,7 @@ import typer
 
 from .. import data as facts_of
 from .. import hparams as presets
+from ..data.messages import listed
 from ..engine.files import locked
 from .common import Device, Dtype, Set, check_names, err, explained, out, printable, quiet, size
 
@@ -75,6 +76,11 @@ def apply(
             names = ", ".join(fact.case_id for fact in edits.facts[e])
             err.print(printable(f"failed: {names}: {error}"), markup=False)
         out.print(f"{len(edits) - len(failed)} of {len(edits)} edits in {folder}, {size(folder)}", markup=False)
+        missed = edits.unlearned
+        total = len(edits.case_ids)
+        out.print(f"{total - len(missed)} of {total} facts learned", markup=False)
+        if missed:
+            out.print(printable(f"not learned: {listed(missed)}"), markup=False)
     if len(failed) == len(edits):
         raise typer.Exit(1)
 

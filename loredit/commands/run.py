@@ -112,6 +112,7 @@ def run(
             metavar="N,N,...", help="Sequential: score all facts so far after so many edits; 1,10,100,... if not given."
         ),
     ] = None,
+    chunk: Annotated[int, typer.Option(min=1, help="Sequential: facts that are learned together.")] = 1,
     perplexity_text: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Batch, sequential: a text to measure the perplexity on.")
     ] = None,
@@ -167,6 +168,7 @@ def run(
             hparams,
             mode=mode.value,
             checkpoints=points,
+            chunk=chunk,
             perplexity_text=perplexity_text,
             overrides=overrides,
             model=model,

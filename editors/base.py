@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from ..data.facts import Fact
 from ..data.messages import listed
 from ..engine.method import Method
-from ..engine.model.hooks import attached_to
+from ..engine.model.hooks import check_free, seen_by_compiled_code
 from ..engine.model.passes import rows_counted
 from ..engine.outcome import Outcome
 from ..engine.patches.patch import Patch, WeightPatch
@@ -164,8 +164,7 @@ class Editor(Method, ABC):
     def _may_begin(self, facts: Sequence[Fact]) -> None:
         if not facts:
             raise ValueError(NO_FACTS)
-        if attached_to(self.model):
-            raise RuntimeError("edits are attached to the model; edit outside of `with edits.on(...)`")
+        check_free(self.model, "edit")
         _ = self.model_identity  # of the model as it is now, whatever is done to it before the edits are saved
 
 
@@ -252,12 +251,11 @@ class Edits:
             ...     model.generate(**inputs, num_beams=4)
         """
         model = self.editor.model
-        if attached_to(model):
-            raise RuntimeError("edits are attached to the model already; name all rows in one `with edits.on([...])`")
+        check_free(model, "attach others")
         one = isinstance(rows, (int, str))
         named = [rows] if isinstance(rows, (int, str)) else rows
         indices = [row if row == -1 else self.index(row) for row in named]
-        with self.patch.attached(model, Rows(indices, len(self), model.device)):
+        with self.patch.attached(model, Rows(indices, len(self), model.device)), seen_by_compiled_code():
             if one:
                 yield
             else:
@@ -279,8 +277,7 @@ class Edits:
             raise TypeError(f"{self.editor.name()} is no change of weights and cannot be merged; use `edits.on(...)`")
         if error := self.outcomes[i].error:
             raise ValueError(f"edit {edit!r} failed and changes nothing: {error}")
-        if attached_to(self.editor.model):  # the copy would have the hooks too, and no one to take them off
-            raise RuntimeError("edits are attached to the model; merge outside of `with edits.on(...)`")
+        check_free(self.editor.model, "merge")  # the copy would have the hooks too, and no one to take them off
         model = copy.deepcopy(self.editor.model)
         self.patch.merge(model, i)
         return model

@@ -25,7 +25,7 @@ from ..editors.base import Edits
 from ..engine.devices import Budget
 from ..engine.model.encoding import Batch, Encoded, EncodingError, chunks
 from ..engine.model.generation import Attach, TopK, continuations, greedy
-from ..engine.model.hooks import attached_to
+from ..engine.model.hooks import check_free
 from ..engine.model.passes import frozen, logits_at, recorded, replayed
 from ..engine.progress import Phase, Shown, shown
 from ..engine.seeds import seed_of
@@ -54,8 +54,7 @@ def evaluate(
 
     Raises RuntimeError while something is attached to the model: it would be taken for the unedited one.
     """
-    if attached_to(edits.editor.model):
-        raise RuntimeError("edits are attached to the model; evaluate outside of `with edits.on(...)`")
+    check_free(edits.editor.model, "evaluate")
     places = ((e, place) for e, facts in enumerate(edits.facts) for place in range(len(facts)))
     shares = [edits.nonzero_share(e) for e in range(len(edits))]  # of an edit, however many facts it carries
     jobs = [Job(edits, e, place, shares[e], "probabilities" in measures) for e, place in places]

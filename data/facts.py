@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -50,7 +50,7 @@ class Fact(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _named(cls, values: Any) -> Any:
+    def _named(cls, values: object) -> object:
         if not isinstance(values, dict) or values.get("case_id") is not None:
             return values
         said = "\x1f".join(str(values.get(field)) for field in ("prompt", "subject", "target_new"))

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from .facts import BadRecord, Fact, FactError
 from .messages import listed
@@ -31,7 +30,7 @@ class Format:
     keys: frozenset[str]
     names: Mapping[str, str]
 
-    def fact(self, record: Any, case_id: str) -> tuple[Fact, int]:
+    def fact(self, record: object, case_id: str) -> tuple[Fact, int]:
         """The record's fact, and how many of its probes were left out for want of an answer. Raises FactError."""
         if isinstance(record, ValueError):
             raise FactError("", [BadRecord("", "", str(record))])
@@ -107,7 +106,7 @@ def read_file(path: str | Path, formats: Sequence[Format]) -> list[Fact]:
     return read(str(path), read_bytes(Path(path)), formats).facts
 
 
-def _choose(name: str, formats: Sequence[Format], objects: Sequence[dict[str, Any]]) -> Format:
+def _choose(name: str, formats: Sequence[Format], objects: Sequence[dict[str, object]]) -> Format:
     for candidate in formats:
         if any(candidate.keys <= record.keys() for record in objects):
             return candidate
@@ -118,7 +117,7 @@ def _choose(name: str, formats: Sequence[Format], objects: Sequence[dict[str, An
     return formats[-1]
 
 
-def _misspelt(name: str, chosen: Format, objects: Sequence[dict[str, Any]]) -> list[BadRecord]:
+def _misspelt(name: str, chosen: Format, objects: Sequence[dict[str, object]]) -> list[BadRecord]:
     """Fields that are no record's and nearly the name of one that no record has, so that no column is lost unseen."""
     seen = dict.fromkeys(key for record in objects for key in record)
     absent = [field for field in chosen.names.values() if field not in seen]
@@ -126,7 +125,7 @@ def _misspelt(name: str, chosen: Format, objects: Sequence[dict[str, Any]]) -> l
     return [BadRecord(name, key, f"is unknown; did you mean {match[0]!r}?") for key, match in near.items() if match]
 
 
-def _look_up(record: Any, dotted: str) -> Any:
+def _look_up(record: object, dotted: str) -> object:
     for name in dotted.split("."):
         record = record.get(name) if isinstance(record, Mapping) else None
     return record

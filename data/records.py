@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from .facts import FactError
 
@@ -28,7 +27,7 @@ def read_bytes(path: Path) -> bytes:
         raise FactError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def records(name: str, content: bytes) -> Iterator[tuple[int, Any]]:
+def records(name: str, content: bytes) -> Iterator[tuple[int, object]]:
     """(line, record) for each record; a ValueError stands for a record that cannot be read.
 
     The suffix of ``name`` decides where it is .csv, .tsv, .json or .jsonl, the first character elsewhere. Raises
@@ -46,14 +45,14 @@ def records(name: str, content: bytes) -> Iterator[tuple[int, Any]]:
     return _json(name, text)
 
 
-def _parsed(row: str) -> Any:
+def _parsed(row: str) -> object:
     try:
         return json.loads(row)
     except json.JSONDecodeError as error:
         return ValueError(f"not JSON, column {error.colno}: {error.msg}")
 
 
-def _json(name: str, text: str) -> Iterator[tuple[int, Any]]:
+def _json(name: str, text: str) -> Iterator[tuple[int, object]]:
     """The records of a list, or the one record that the text is, each with the line where it begins."""
     try:
         whole = json.loads(text)
@@ -71,7 +70,7 @@ def _json(name: str, text: str) -> Iterator[tuple[int, Any]]:
         yield line, record
 
 
-def _csv(name: str, text: str) -> Iterator[tuple[int, Any]]:
+def _csv(name: str, text: str) -> Iterator[tuple[int, object]]:
     """Rows as dictionaries; an empty cell is an absent field, a space after a separator is no part of the cell.
 
     The separator is whichever of comma, semicolon and tab the header has most of.

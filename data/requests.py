@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import zip_longest
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -34,7 +33,7 @@ _MESSAGES = {
 }
 
 
-def from_request(request: Mapping[str, Any], *, case_id: str | None = None) -> Fact:
+def from_request(request: Mapping[str, object], *, case_id: str | None = None) -> Fact:
     """The fact that EasyEdit's request dictionary asks for.
 
     ``locality`` and ``portability`` map a group to EasyEdit's columns, ``{prompt: [p, ...], ground_truth: [a, ...]}``,
@@ -47,16 +46,16 @@ def from_request(request: Mapping[str, Any], *, case_id: str | None = None) -> F
     return to_fact(request, case_id)[0]
 
 
-def to_fact(request: Mapping[str, Any], case_id: str | None) -> tuple[Fact, int]:
+def to_fact(request: Mapping[str, object], case_id: str | None) -> tuple[Fact, int]:
     """:func:`from_request`, and how many probes were left out because their answer is empty."""
     given = {name: value for name, value in request.items() if value is not None}
     subject = given.get("subject")
 
-    def fill(prompt: Any) -> Any:
+    def fill(prompt: object) -> object:
         return prompt.replace("{}", subject) if isinstance(prompt, str) and isinstance(subject, str) else prompt
 
     number = given.get("case_id", case_id)
-    fields: dict[str, Any] = {name: given[name] for name in ("prompt", "target_new", "subject") if name in given}
+    fields: dict[str, object] = {name: given[name] for name in ("prompt", "target_new", "subject") if name in given}
     if "prompt" in fields:
         fields["prompt"] = fill(fields["prompt"])
     fields["case_id"] = str(number) if type(number) is int else number
@@ -83,17 +82,17 @@ def to_fact(request: Mapping[str, Any], case_id: str | None) -> tuple[Fact, int]
     return fact, sum(_count(probes[kind]) - _count(answered[kind]) for kind in probes)
 
 
-def _texts(value: Any) -> list[Any]:
+def _texts(value: object) -> list[object]:
     """``value`` (a text, or nested lists of texts) as a flat list in order, without blanks and repeats."""
     nested = [_texts(item) for item in value] if isinstance(value, (list, tuple)) else [[value]]
-    texts: list[Any] = []
+    texts: list[object] = []
     for text in (text for part in nested for text in part):
         if text is not None and str(text).strip() and text not in texts:
             texts.append(text)
     return texts
 
 
-def _groups(request: Mapping[str, Any], kind: str, fill: Callable[[Any], Any]) -> Any:
+def _groups(request: Mapping[str, object], kind: str, fill: Callable[[object], object]) -> object:
     """``kind``'s probes by group, from the nested and the flat fields. What is no mapping passes, to be refused."""
     groups = request.get(kind, {})
     flat = {name: request[f"{kind}_{name}"] for name in ("prompt", "ground_truth") if f"{kind}_{name}" in request}
@@ -103,7 +102,7 @@ def _groups(request: Mapping[str, Any], kind: str, fill: Callable[[Any], Any]) -
     return {group: list(_probes(value, fill)) for group, value in groups.items() if value is not None}
 
 
-def _probes(group: Any, fill: Callable[[Any], Any]) -> Iterator[Any]:
+def _probes(group: object, fill: Callable[[object], object]) -> Iterator[object]:
     """A Probe's fields for each probe of a list, or of columns (a single answer is every prompt's answer)."""
     for item in group if isinstance(group, (list, tuple)) else [group]:
         if not isinstance(item, Mapping):
@@ -119,7 +118,7 @@ def _probes(group: Any, fill: Callable[[Any], Any]) -> Iterator[Any]:
             yield asked if answer is _MISSING else asked | {"answers": _texts(answer)}
 
 
-def _answered(groups: Any) -> Any:
+def _answered(groups: object) -> object:
     """``groups`` without the probes that have an answer field with nothing in it, and without empty groups."""
     if not isinstance(groups, Mapping):
         return groups
@@ -130,14 +129,18 @@ def _answered(groups: Any) -> Any:
     return {group: probes for group, probes in kept.items() if probes}
 
 
-def _count(groups: Any) -> int:
+def _count(groups: object) -> int:
     return sum(map(len, groups.values())) if isinstance(groups, Mapping) else 0
 
 
-def _field(loc: tuple[int | str, ...], request: Mapping[str, Any]) -> str:
+def _field(loc: tuple[int | str, ...], request: Mapping[str, object]) -> str:
     """A fault's place in the request: ("locality", "g", 0, "answers") -> "locality.g[0].ground_truth"."""
     names = {"answers": "ground_truth", "rephrase_prompts": "rephrase_prompt", "chat_prompts": "chat_prompt"}
     kind, *rest = (names.get(str(part), part) for part in loc)
-    if rest and rest[0] == FLAT_GROUPS.get(str(kind)) and rest[0] not in request.get(str(kind), {}):
+    if rest and rest[0] == FLAT_GROUPS.get(str(kind)) and rest[0] not in _mapping(request.get(str(kind))):
         return f"{kind}_{rest[2] if len(rest) > 2 else 'prompt'}"
     return str(kind) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)
+
+
+def _mapping(value: object) -> Mapping[object, object]:
+    return value if isinstance(value, Mapping) else {}

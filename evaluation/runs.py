@@ -23,7 +23,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from .. import data as facts_of
 from ..data import BadRecord, Fact, LoadedFacts
@@ -89,7 +89,7 @@ def run(
     checkpoints: Collection[int] | None = None,
     chunk: int = 1,
     perplexity_text: str | Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     model: str | None = None,
     limit: int | None = None,
     offset: int = 0,

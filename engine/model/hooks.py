@@ -48,13 +48,15 @@ def check_free(model: nn.Module, doing: str) -> None:
     if attached_to(model):
         raise RuntimeError(f"edits are attached to the model; {doing} outside of `with edits.on(...)`")
     if getattr(model, "_compiled_call_impl", None) is not None or hasattr(model, "_orig_mod"):
-        raise RuntimeError(f"the model is compiled, and compiled code passes edits by; {doing} with the model as it was")
+        raise RuntimeError(
+            f"the model is compiled, and compiled code passes edits by; {doing} with the model as it was"
+        )
 
 
 @contextmanager
 def seen_by_compiled_code() -> Iterator[None]:
-    """What ``torch.compile`` has made of a model before must be made anew once hooks have come or gone: it does not look
-    at them by itself, and would go on computing without the edit."""
+    """What ``torch.compile`` has made of a model before must be made anew once hooks have come or gone: it does not
+    look at them by itself, and would go on computing without the edit."""
     _forget_compiled()
     try:
         yield

@@ -8,6 +8,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 """Text that is not blank. It is kept as written: spaces at its ends are the data's own and are not stripped."""
 
@@ -45,8 +46,8 @@ class Fact(BaseModel):
     ground_truth: tuple[Text, ...] = ()
     rephrase_prompts: tuple[Text, ...] = ()
     chat_prompts: tuple[Text, ...] = ()
-    locality: dict[str, tuple[Probe, ...]] = Field(default_factory=dict)
-    portability: dict[str, tuple[Probe, ...]] = Field(default_factory=dict)
+    locality: dict[Text, tuple[Probe, ...]] = Field(default_factory=dict)
+    portability: dict[Text, tuple[Probe, ...]] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod

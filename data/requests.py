@@ -8,6 +8,7 @@ from itertools import zip_longest
 from pydantic import ValidationError
 
 from .facts import BadRecord, Fact, FactError
+from .messages import brief
 
 FIELDS = (
     *("case_id", "prompt", "target_new", "subject", "ground_truth", "rephrase_prompt", "chat_prompt"),
@@ -26,10 +27,11 @@ _MISSING = object()
 _MESSAGES = {
     "missing": "is missing",
     "string_too_short": "is empty",
+    "string_unicode": "holds half of a character (a lone surrogate)",
     "string_pattern_mismatch": "is blank",
-    "string_type": "is {!r}, expected text (in JSON: in quotes)",
-    "dict_type": "is {!r}, expected groups of probes: name -> list of prompt and ground_truth",
-    "model_type": "is {!r}, expected a probe: prompt and ground_truth",
+    "string_type": "is {}, expected text (in JSON: in quotes)",
+    "dict_type": "is {}, expected groups of probes: name -> list of prompt and ground_truth",
+    "model_type": "is {}, expected a probe: prompt and ground_truth",
 }
 
 
@@ -66,8 +68,8 @@ def to_fact(request: Mapping[str, object], case_id: str | None) -> tuple[Fact, i
     answered = {kind: _answered(groups) for kind, groups in probes.items()}
     bad = [
         BadRecord("", "subject", f"is missing, and the {name} has {{}} for it")
-        for name in ("prompt", "chat_prompt")
-        if "subject" not in given and any("{}" in text for text in _texts(given.get(name)) if isinstance(text, str))
+        for name, texts in _prompts(given, probes).items()
+        if "subject" not in given and any("{}" in text for text in texts if isinstance(text, str))
     ]
     try:
         fact = Fact.model_validate(fields | answered)
@@ -75,7 +77,7 @@ def to_fact(request: Mapping[str, object], case_id: str | None) -> tuple[Fact, i
         for fault in error.errors():
             if fault["type"] == "too_short":  # follows from the refused answers of the same probe, told by themselves
                 continue
-            message = _MESSAGES.get(fault["type"], fault["msg"]).format(fault["input"])
+            message = _MESSAGES.get(fault["type"], fault["msg"]).format(brief(fault["input"]))
             bad.append(BadRecord("", _field(fault["loc"], given), message))
     if bad:
         raise FactError("this request makes no fact:", bad)
@@ -84,12 +86,15 @@ def to_fact(request: Mapping[str, object], case_id: str | None) -> tuple[Fact, i
 
 def _texts(value: object) -> list[object]:
     """``value`` (a text, or nested lists of texts) as a flat list in order, without blanks and repeats."""
-    nested = [_texts(item) for item in value] if isinstance(value, (list, tuple)) else [[value]]
-    texts: list[object] = []
-    for text in (text for part in nested for text in part):
-        if text is not None and str(text).strip() and text not in texts:
-            texts.append(text)
-    return texts
+    flat: list[object] = []
+    left = [value]
+    while left:  # without recursion, since a stranger's lists may be nested deeply
+        item = left.pop()
+        if isinstance(item, (list, tuple)):
+            left += reversed(item)
+        elif item is not None and str(item).strip():
+            flat.append(item)
+    return [*{(type(item), repr(item)): item for item in flat}.values()]
 
 
 def _groups(request: Mapping[str, object], kind: str, fill: Callable[[object], object]) -> object:
@@ -98,8 +103,10 @@ def _groups(request: Mapping[str, object], kind: str, fill: Callable[[object], o
     flat = {name: request[f"{kind}_{name}"] for name in ("prompt", "ground_truth") if f"{kind}_{name}" in request}
     if not isinstance(groups, Mapping):
         return groups
-    groups = {**groups, FLAT_GROUPS[kind]: flat} if flat else groups
-    return {group: list(_probes(value, fill)) for group, value in groups.items() if value is not None}
+    found = {group: list(_probes(value, fill)) for group, value in groups.items() if value is not None}
+    if flat:  # beside what the group of that name holds already
+        found[FLAT_GROUPS[kind]] = [*found.get(FLAT_GROUPS[kind], []), *_probes(flat, fill)]
+    return found
 
 
 def _probes(group: object, fill: Callable[[object], object]) -> Iterator[object]:
@@ -140,6 +147,22 @@ def _field(loc: tuple[int | str, ...], request: Mapping[str, object]) -> str:
     if rest and rest[0] == FLAT_GROUPS.get(str(kind)) and rest[0] not in _mapping(request.get(str(kind))):
         return f"{kind}_{rest[2] if len(rest) > 2 else 'prompt'}"
     return str(kind) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)
+
+
+def _prompts(request: Mapping[str, object], probes: Mapping[str, object]) -> dict[str, list[object]]:
+    """All texts of a request in which {} stands for the subject, by the field that they are in."""
+    own = {name: _texts(request.get(name)) for name in ("prompt", "chat_prompt", "rephrase_prompt")}
+    asked = {
+        kind: [
+            probe["prompt"]
+            for group in _mapping(groups).values()
+            if isinstance(group, list)
+            for probe in group
+            if isinstance(probe, dict) and "prompt" in probe
+        ]
+        for kind, groups in probes.items()
+    }
+    return own | asked
 
 
 def _mapping(value: object) -> Mapping[object, object]:

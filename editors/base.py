@@ -229,7 +229,11 @@ class Edits:
 
     def index(self, edit: int | str) -> int:
         """The index of an edit that is named by its index or by a case id. Raises EditsError, IndexError."""
-        return edit_of(self.facts, edit) if isinstance(edit, str) else range(len(self))[edit]
+        if isinstance(edit, str):
+            return edit_of(self.facts, edit)
+        if not -len(self) <= edit < len(self):
+            raise IndexError(f"there are edits 0 to {len(self) - 1}, not {edit}")
+        return edit % len(self)
 
     def __getitem__(self, edit: int | str) -> Edits:
         return self.taken([self.index(edit)])
@@ -254,7 +258,7 @@ class Edits:
         check_free(model, "attach others")
         one = isinstance(rows, (int, str))
         named = [rows] if isinstance(rows, (int, str)) else rows
-        indices = [row if row == -1 else self.index(row) for row in named]
+        indices = [self.index(row) if isinstance(row, str) else row for row in named]  # Rows knows which there are
         with self.patch.attached(model, Rows(indices, len(self), model.device)), seen_by_compiled_code():
             if one:
                 yield

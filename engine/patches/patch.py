@@ -81,7 +81,7 @@ class Patch(nn.Module, ABC):
     @final
     def sound(self) -> list[bool]:
         """(E,), whether all numbers of an edit are finite."""
-        finite = [p.detach().isfinite().view(len(p), -1).all(1) for p in self.parameters()]
+        finite = [p.detach().isfinite().reshape(len(p), -1).all(1) for p in self.parameters()]
         return torch.stack(finite).all(0).tolist()
 
     @final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 import torch
 
@@ -22,7 +23,7 @@ _TOKENS = Budget(cpu=1024, mps=8192, accelerator=1 << 16)  # padded, of one pass
 def checked(method: Method, patch: Patch, facts: Sequence[tuple[int, Fact]]) -> list[Check | None]:
     """For each fact and the edit that carries it, whether the answer is the model's first choice, token by token.
 
-    None for a fact that cannot be encoded.
+    None for a fact that cannot be encoded, or not be computed.
     """
     rows: dict[int, Encoded] = {}
     for i, (_, fact) in enumerate(facts):
@@ -43,5 +44,6 @@ def checked(method: Method, patch: Patch, facts: Sequence[tuple[int, Fact]]) -> 
             for i, learned, total in zip(
                 chunk, right.tolist(), batch.table(log_prob).sum(1).exp().tolist(), strict=True
             ):
-                found[i] = Check(learned, total)
+                if isfinite(total):  # of a fact that the model cannot compute there is nothing to say
+                    found[i] = Check(learned, total)
     return [found.get(i) for i in range(len(facts))]

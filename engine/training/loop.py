@@ -85,11 +85,14 @@ class Work:
         self._hidden = input_of(method.model, first, self._batch.ids) if first else None
         self._unedited = self._unedited_log_probs() if self._anchor.any() else None
 
-    def losses(self, leave_at: float | None = None) -> tuple[Tensor, Tensor]:
-        """(E,) each edit's loss, and (E,) the lowest probability among its target tokens.
+    def losses(self) -> tuple[Tensor, Tensor]:
+        """(E,) each edit's loss, and (E,) the lowest probability among its target tokens."""
+        loss, _, lowest = self.losses_leaving(None)
+        return loss, lowest
 
-        ``leave_at``: facts all of whose target tokens have this probability are not in the loss, only what they hold.
-        """
+    def losses_leaving(self, leave_at: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`losses`, and between the two (E,) the loss without the answers of the facts that are there, which
+        have this probability at all of their target tokens; what they hold stays in it."""
         with self.patch.attached(self.method.model, Rows(self._owner, len(self.edits), self.patch.seeds.device)):
             logits = self._logits()
         cost = nll = F.cross_entropy(logits, self._batch.labels, reduction="none")
@@ -101,9 +104,11 @@ class Work:
             )
         of_row = self._batch.table(cost).sum(1) / self._batch.table.counts
         worst = self._batch.table(nll.detach()).amax(1).masked_fill(self._anchor, 0.0)
-        weights = self._weights if leave_at is None else self._weights * self._staying(worst, leave_at)
-        loss = self._rows(of_row * weights).sum(1) + self.patch.penalty()
-        return loss, (-self._rows(worst).amax(1)).exp()
+        penalty = self.patch.penalty()
+        loss = left = self._rows(of_row * self._weights).sum(1) + penalty
+        if leave_at is not None:
+            left = self._rows(of_row * self._weights * self._staying(worst, leave_at)).sum(1) + penalty
+        return loss, left, (-self._rows(worst).amax(1)).exp()
 
     def _staying(self, worst: Tensor, leave_at: float) -> Tensor:
         """(R,), 0 for the answers of a fact all of whose target tokens have this probability, else 1."""

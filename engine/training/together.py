@@ -5,9 +5,9 @@ mini-batches that are drawn anew for each pass; ``depth_first``, each mini-batch
 with an optimizer of its own. ``steps`` is how often each fact is learned from, at most, and what a method's schedule
 counts in steps it counts in passes (``Hparams.in_steps``).
 
-A fact that is there (all its target tokens have reached ``stop_at``) leaves the loss of its step, and what it holds
-stays in; a mini-batch whose facts are all there takes no step. An edit is finished after a pass without a step: then
-all facts have reached it with the same weights. Which wordings and which held predictions of a fact are in a step
+A fact that is there (all its target tokens have reached ``stop_at``, and the method's schedule is over) leaves the loss
+of its step, and what it holds stays in; a mini-batch whose facts are all there takes no step. An edit is finished after
+a pass without a step: then all facts have reached it with the same weights. Which wordings and which held predictions of a fact are in a step
 (``wordings_per_step``, ``held_per_step``), and which earlier facts are learned again (``replay``), is drawn from the
 edit's own seed. Nothing is kept of a mini-batch, so memory does not grow with the list.
 
@@ -151,20 +151,20 @@ class _Course:
     def _learn(self, batch: list[int], number: int, moved: bool) -> tuple[bool, float | None]:
         """One step on a mini-batch, unless its facts are all there: whether it was taken, and the loss before it.
         ``moved``: the pass has taken a step before."""
-        stop_at = self.method.hparams.stop_at
         while batch := [i for i in batch if i in self.parts]:
             work = self._working(self._lesson(batch, number))
-            loss, lowest = work.losses(leave_at=stop_at)
+            stop_at = self.method.hparams.stop_at if self.method.may_stop(self.patch.steps) else None
+            loss, left, lowest = work.losses_leaving(stop_at)
             if loss.isfinite():
                 break
             self._leave_out(batch, f"the loss became {loss.item()} at step {number}; a lower lr may help")
         else:
             return False, None
-        if stop_at is not None and lowest >= stop_at and self.method.may_stop(self.patch.steps):
+        if stop_at is not None and lowest >= stop_at:
             return False, loss.item()
         if not moved and len(self.parts) > self._size:  # of a single mini-batch that fails nothing is kept
             self._good = copy.deepcopy((self.patch, self._adam))
-        work.step(loss.sum())
+        work.step(left.sum())
         return True, loss.item()
 
     def _lesson(self, batch: Sequence[int], number: int) -> Lesson:

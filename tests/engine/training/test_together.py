@@ -255,13 +255,13 @@ def test_a_stream_that_begins_with_a_bad_fact_is_untrained_until_the_next(sickly
 
 
 def test_weights_that_break_go_back_to_where_all_was_well(model, facts, monkeypatch):
-    losses = Work.losses
+    losses = Work.losses_leaving
 
-    def breaking(work: Work, leave_at: float | None = None) -> tuple[Tensor, Tensor]:
-        loss, lowest = losses(work, leave_at)
-        return loss.masked_fill(work.patch.steps >= 5, math.nan), lowest
+    def breaking(work: Work, leave_at: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        loss, left, lowest = losses(work, leave_at)
+        return loss.masked_fill(work.patch.steps >= 5, math.nan), left, lowest
 
-    monkeypatch.setattr(Work, "losses", breaking)
+    monkeypatch.setattr(Work, "losses_leaving", breaking)
     editor = bound(model)
     edits = editor.edit(facts)
 

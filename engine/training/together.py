@@ -7,9 +7,9 @@ counts in steps it counts in passes (``Hparams.in_steps``).
 
 A fact that is there (all its target tokens have reached ``stop_at``, and the method's schedule is over) leaves the loss
 of its step, and what it holds stays in; a mini-batch whose facts are all there takes no step. An edit is finished after
-a pass without a step: then all facts have reached it with the same weights. Which wordings and which held predictions of a fact are in a step
-(``wordings_per_step``, ``held_per_step``), and which earlier facts are learned again (``replay``), is drawn from the
-edit's own seed. Nothing is kept of a mini-batch, so memory does not grow with the list.
+a pass without a step: then all facts have reached it with the same weights. Which wordings and which held predictions
+of a fact are in a step (``wordings_per_step``, ``held_per_step``), and which earlier facts are learned again
+(``replay``), is drawn from the edit's own seed. Nothing is kept of a mini-batch, so memory does not grow with the list.
 
 A fact whose loss is not finite is left out. If that is so of all facts of a mini-batch, and was not so before the
 latest pass that began well, the weights are to blame: the patch goes back to where it was then. Of a single mini-batch

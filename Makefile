@@ -38,3 +38,7 @@ nightly: | $(BIN)/python
 	.venv-nightly/bin/pip install --quiet --upgrade torch transformers
 	.venv-nightly/bin/pip install --quiet --upgrade -e . pytest
 	OMP_NUM_THREADS=1 .venv-nightly/bin/python -m pytest -q tests/engine/model -W default
+
+# Plants each fault of tests/faults.py alone in a copy of the checkout; the tests beside it have to fail.
+faults: $(INSTALLED)
+	$(BIN)/python tests/faults.py --jobs 2

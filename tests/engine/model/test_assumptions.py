@@ -33,8 +33,8 @@ def run(model: nn.Module, **more: object) -> Tensor:
 
 
 def test_what_a_skipped_block_returns_is_read_by_the_next_block_alone(family):
-    """passes.replayed lets the blocks below return what they got, whatever a family's blocks return (GPT-Neo's a tuple),
-    since block ``layer`` gets another input anyway."""
+    """passes.replayed lets the blocks below return what they got, whatever a family's blocks return (GPT-Neo's a
+    tuple), since block ``layer`` gets another input anyway."""
     layer = len(blocks(family)) - 1
     before, hidden = run(family), input_of(family, layer, IDS)
     with replayed(family, layer, hidden):

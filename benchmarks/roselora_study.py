@@ -379,11 +379,11 @@ def render(result: Study) -> None:
     text = [
         pages.table(headings, [("unedited", *unedited, *[pages.NOTHING] * 4), *arms]),
         *(f"{label}: {n} edits failed and count in no mean" for label, n in failed.items() if n),
-        f"![locality against edit success, and portability, by arm](figures/{FIGURE.name})",
+        f"![generalization against locality, and portability, by arm](figures/{FIGURE.name})",
         pages.table(("first − second", *labels, "cases"), compared),
     ]
     pages.fill(PAGE, "numbers", "\n\n".join(text))
-    report.plot_locality_success({ARMS[arm].label: found.summary for arm, found in result.arms.items()}, FIGURE)
+    report.plot_generalization_locality({ARMS[arm].label: found.summary for arm, found in result.arms.items()}, FIGURE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

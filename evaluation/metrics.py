@@ -54,6 +54,7 @@ Family = Literal["token_em", "strict", "generation", "probabilities", "fluency"]
 
 RESAMPLES = 1000
 TAIL = 0.025  # what a 95 % interval leaves out at each end
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 PICKS_AT_ONCE = 1_000_000  # bounds the bootstrap's memory to some ten megabytes, however many facts there are
 
 
@@ -134,17 +135,19 @@ def _token_log_prob(answer: AnswerScore) -> float:
 # Text
 
 
+@lru_cache(maxsize=100_000)  # a report asks for the same texts several times
 def normalise(text: str) -> str:
     """SQuAD's normal form: lower case, no ASCII punctuation, no articles (a, an, the), single spaces.
 
     A text made of articles keeps them, and one made of punctuation is only stripped, so that the answers "A" or "?"
     do not equal silence.
     """
-    bare = "".join(character for character in text.lower() if character not in string.punctuation)
+    bare = text.lower().translate(_PUNCTUATION)
     kept = re.sub(r"\b(a|an|the)\b", " ", bare).split() or bare.split() or text.lower().split()
     return " ".join(kept)
 
 
+@lru_cache(maxsize=10_000)
 def ngram_entropy(text: str) -> float:
     """Fluency: mean of 2/3 H_2 and 4/3 H_3, where H_n = -sum p log2 p over the text's word n-grams, in bits.
 
@@ -384,8 +387,9 @@ def summarise(scores: Sequence[FactScores], *, seed: int = 0) -> Summary:
         >>> summarise([fact]).metrics["edit_success"].edited.mean
         50.0
     """
-    sound = [fact for fact in scores if failure(fact) is None]
-    failed = [fact for fact in scores if failure(fact) is not None]
+    sound, failed = [], []
+    for fact in scores:
+        (sound if failure(fact) is None else failed).append(fact)
     metrics = {}
     for metric in METRICS:
         observed = [metric.per_fact(fact) for fact in sound]
@@ -436,10 +440,10 @@ def compare(a: Sequence[FactScores], b: Sequence[FactScores], *, seed: int = 0) 
     )
     out = {case.case_id for case in failed}
     sound = [(first[case_id], second[case_id]) for case_id in common if case_id not in out]
-    unsound = [(first[case_id], second[case_id]) for case_id in common if case_id in out]
+    unsound = [[(fact, failure(fact) is None) for fact in (first[i], second[i])] for i in common if i in out]
     metrics = {}
     for metric in METRICS:
-        pairs = [pair for x, y in sound if (pair := _pair(metric, x, y))]
+        pairs = [pair for x, y in sound if (pair := _pair(metric, (x, True), (y, True)))]
         if pairs:
             lost = [pair for x, y in unsound if (pair := _pair(metric, x, y))]
             both = _difference(metric, [*pairs, *lost], seed) if lost else None
@@ -448,11 +452,11 @@ def compare(a: Sequence[FactScores], b: Sequence[FactScores], *, seed: int = 0) 
     return Comparison(common=len(common), unpaired=unpaired, failed=failed, metrics=metrics)
 
 
-def _pair(metric: Metric, a: FactScores, b: FactScores) -> tuple[float, float] | None:
-    """Both runs' numbers of one case, where both have one."""
+def _pair(metric: Metric, *runs: tuple[FactScores, bool]) -> tuple[float, float] | None:
+    """Both runs' numbers of one case, where both have one; with each, whether the fact is sound."""
     values = []
-    for fact in (a, b):
-        if failure(fact) is None:
+    for fact, sound in runs:
+        if sound:
             value = metric.per_fact(fact)[0]
             values.append(None if value is None else value.mean)
         else:

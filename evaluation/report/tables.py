@@ -93,9 +93,9 @@ def comparison_table(
 
 def markdown(summary: Summary) -> str:
     """The same as :func:`table` as a Markdown table, with what stands below it as paragraphs."""
-    rows = [("mode", "metric", *NUMBERS), ("---", "---", *["---:"] * len(NUMBERS)), *_rows(summary)]
+    rows = [("mode", "metric", *NUMBERS), ("---", "---", *["---:"] * len(NUMBERS)), *_rows(summary, "{}, " + FAILED)]
     parts = [
-        [f"| {' | '.join(cell.strip() for cell in row)} |" for row in rows],
+        [f"| {' | '.join(row)} |" for row in rows],
         [" ".join([HIGHER, *_run_lines(summary)])],
         [" ".join(line.split()) for line in _failed_lines(summary.failed, indent="- ")],
     ]
@@ -179,11 +179,11 @@ def _line(text: str, most: int = 300) -> str:
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
-def _rows(summary: Summary) -> list[tuple[str, ...]]:
+def _rows(summary: Summary, failed: str = f"  {FAILED}") -> list[tuple[str, ...]]:
     rows = []
     for metric in summary.metrics.values():
         base = _number(metric.base.mean) if metric.base else NOTHING
-        for label, found in ((metric.label, metric.edited), (f"  {FAILED}", metric.with_failures)):
+        for label, found in ((metric.label, metric.edited), (failed.format(metric.label), metric.with_failures)):
             if found is not None:
                 ends = _interval(found.low, found.high)
                 rows.append(

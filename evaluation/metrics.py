@@ -387,7 +387,8 @@ def summarise(scores: Sequence[FactScores], *, seed: int = 0) -> Summary:
         >>> summarise([fact]).metrics["edit_success"].edited.mean
         50.0
     """
-    sound, failed = [], []
+    sound: list[FactScores] = []
+    failed: list[FactScores] = []
     for fact in scores:
         (sound if failure(fact) is None else failed).append(fact)
     metrics = {}

@@ -27,6 +27,8 @@ from ..engine.model.encoding import Batch, Encoded, EncodingError, chunks
 from ..engine.model.generation import Attach, TopK, continuations, greedy
 from ..engine.model.hooks import attached_to
 from ..engine.model.passes import frozen, logits_at, recorded, replayed
+from ..engine.patches.branches import WeightSitePatch
+from ..engine.patches.patch import Patch
 from ..engine.progress import Phase, Progress
 from ..engine.seeds import seed_of
 from .scores import AnswerScore, FactScores, Kind, ProbeScores, Seen
@@ -72,6 +74,13 @@ def evaluate(
     return [job.scores() for job in jobs]
 
 
+def _report(patch: Patch, edit: int) -> dict[str, dict[str, int | float]]:
+    """What the method says of an edit by site, and how far each site's weight has moved."""
+    if not isinstance(patch, WeightSitePatch):
+        return patch.report(edit)
+    return patch.report(edit) | {"norms": {name: float(f"{norm:.5g}") for name, norm in patch.norms(edit).items()}}
+
+
 @dataclass(frozen=True)
 class Pass:
     """What one model did with one teacher-forced row."""
@@ -114,7 +123,7 @@ class Job:
             steps=outcome.steps,
             loss=outcome.loss,
             nonzero_share=self.edits.nonzero_share(self.edit),
-            report={} if error else self.edits.patch.report(self.edit),
+            report={} if error else _report(self.edits.patch, self.edit),
             error=error,
         )
 

@@ -143,7 +143,7 @@ def panels_reports(scores: Sequence[FactScores]) -> Iterator[tuple[str, Figure]]
     """A figure for each thing that edits report by site, with its name."""
     for key in sorted({key for fact in scores for key in fact.report}):
         title = key.capitalize().replace("_", " ")
-        yield f"{title} by site", _sites([fact.report[key] for fact in scores if key in fact.report], title)
+        yield f"{title} by site", sites([fact.report[key] for fact in scores if key in fact.report], title)
 
 
 def inline(figure: Figure, salt: str) -> str:
@@ -162,7 +162,7 @@ def inline(figure: Figure, salt: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[a-z0-9_.]+?_\d+">', "<g>", text)  # names that nothing refers to, alike in every figure
+    text = re.sub(r'<g id="[A-Za-z0-9_.]+_\d+">', "<g>", text)  # names that nothing refers to, alike in every figure
     return re.sub(r"#000000\b", "currentColor", text)
 
 
@@ -182,20 +182,23 @@ def plot_sites(values: Sequence[Mapping[str, float]], path: str | os.PathLike[st
     if not values:
         raise ValueError("nothing to plot: no edit has a number for each site")
     with style():
-        save(_sites(values, title), path)
+        save(sites(values, title), path)
 
 
-def _sites(values: Sequence[Mapping[str, float]], title: str) -> Figure:
-    sites = {(int(found[1]), found[2]): name for name in values[0] if (found := _SITE.fullmatch(name))}
-    means = {site: fmean(edit[name] for edit in values) for site, name in sites.items()}
-    blocks, maps = sorted({block for block, _ in sites}), [*dict.fromkeys(place for _, place in sites)]
+def sites(values: Sequence[Mapping[str, float]], title: str) -> Figure:
+    """What :func:`plot_sites` saves."""
+    names = {(int(found[1]), found[2]): name for name in values[0] if (found := _SITE.fullmatch(name))}
+    means = {site: fmean(edit[name] for edit in values) for site, name in names.items()}
+    blocks, maps = sorted({block for block, _ in names}), [*dict.fromkeys(place for _, place in names)]
     grid = [[means.get((block, place), float("nan")) for block in blocks] for place in maps]
     said = f"{title} by site" + (f" (mean of {len(values)} edits)" if len(values) > 1 else "")
     width = max(3.4, 0.4 * len(blocks))  # of the axes, in inches: room for the title
     labels = 0.3 + 0.08 * max(map(len, maps), default=0)
     figure, axes = _panel(labels + width, 1.2 + 0.4 * len(maps))
     top = max(means.values(), default=0) or 1
-    axes.imshow(grid, cmap="Blues", vmin=0, vmax=top, aspect="auto")
+    # Drawn as shapes, which stay sharp in a page; an image would not.
+    axes.pcolormesh(range(len(blocks)), range(len(maps)), grid, cmap="Blues", vmin=0, vmax=top, shading="nearest")
+    axes.invert_yaxis()
     for (block, place), mean in means.items():
         colour = "white" if mean > 0.6 * top else "#111111"
         label = f"{mean:.3g}" if mean >= 1 else f"{mean:.2g}"
@@ -276,10 +279,8 @@ def _scatter(axes: Axes, summaries: Mapping[str, Summary], colours: Mapping[str,
             color=colours[name],
             ecolor=to_rgba(colours[name], 0.35),
         )
-    for estimates, limit in zip(zip(*points.values(), strict=True), (axes.set_xlim, axes.set_ylim), strict=True):
-        low, high = min(_ends(e)[0] for e in estimates), max(_ends(e)[1] for e in estimates)
-        margin = 0.04 * max(high - low, 5)
-        limit(low - margin, high + margin)
+    axes.set_xlim(_around([generalization for generalization, _ in points.values()]))
+    axes.set_ylim(_around([locality for _, locality in points.values()]))
     _named(axes, [(found[0].mean, found[1].mean) for found in points.values()], [*points], [*colours.values()])
     axes.set_xlabel("generalization (token_em, %) →")
     axes.set_ylabel("locality (token_em, %) →")
@@ -309,7 +310,7 @@ def _named(axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[st
             fontsize=9,
         )
         ends = [inside[i][0], x], [inside[i][1], y]
-        line = {"color": colours[i], "linewidth": 1, "linestyle": ":"}
+        line = {"color": colours[i], "linewidth": 1.3, "linestyle": ":"}
         axes.plot(*ends, **line, transform=axes.transAxes, clip_on=False, zorder=1)
 
 
@@ -401,6 +402,13 @@ def _ends(estimate: Estimate) -> tuple[float, float]:
     """The interval widened to hold the mean, which percentiles need not do; of no width where there is none."""
     bounds = [bound for bound in (estimate.low, estimate.mean, estimate.high) if bound is not None]
     return min(bounds), max(bounds)
+
+
+def _around(estimates: Sequence[Estimate]) -> tuple[float, float]:
+    """Limits that leave some room around all intervals."""
+    low, high = min(_ends(e)[0] for e in estimates), max(_ends(e)[1] for e in estimates)
+    margin = 0.04 * max(high - low, 5)
+    return low - margin, high + margin
 
 
 def _error(estimate: Estimate) -> list[list[float]]:

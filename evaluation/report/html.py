@@ -358,10 +358,11 @@ def comparison_lines(summaries: Sequence[Summary], compared: Sequence[Comparison
     for name, (label, mode) in found.items():
         metrics = [summary.metrics.get(name) for summary in summaries]
         pairs = [comparison.metrics.get(name) for comparison in compared]
-        yield Line(label, mode, [m and m.edited for m in metrics], pairs)
-        if any(m and m.with_failures for m in (*metrics, *pairs)):
-            means = [m and (m.with_failures or m.edited) for m in metrics]
-            yield Line("failed as 0", mode, means, [m and (m.with_failures or m) for m in pairs], sub=True)
+        yield Line(label, mode, [None if m is None else m.edited for m in metrics], pairs)
+        if any(m is not None and m.with_failures for m in (*metrics, *pairs)):
+            means = [None if m is None else m.with_failures or m.edited for m in metrics]
+            all_pairs = [None if m is None else m.with_failures or m for m in pairs]
+            yield Line("failed as 0", mode, means, all_pairs, sub=True)
 
 
 def differing(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:

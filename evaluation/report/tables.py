@@ -7,7 +7,7 @@ from itertools import groupby
 from operator import itemgetter
 
 from rich import box
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -124,7 +124,7 @@ def retention_table(checkpoints: Sequence[Checkpoint], *, title: str | None = No
         grid.caption = f"Perplexity of the unedited model: {base}."
     labels = [last.summary.metrics[name].label for name in names]
     for heading in ("edits", *labels, *(["perplexity"] if measured else [])):
-        grid.add_column(heading, justify="right")
+        grid.add_column(heading.replace(" ", "\n"), justify="right", vertical="bottom")
     for point in checkpoints:
         metrics = point.summary.metrics
         grid.add_row(
@@ -147,7 +147,7 @@ def examples(scores: Sequence[FactScores]) -> Group:
     Example:
         >>> print(examples(told(scores)))  # doctest: +SKIP
     """
-    shown = []
+    shown: list[RenderableType] = []
     for fact in scores:
         shown.append(Text.assemble((_line(fact.prompt), "bold"), " -> ", (_line(fact.target_new), "bold")))
         for label, probe in _chosen(fact):
@@ -180,7 +180,7 @@ def _line(text: str, most: int = 300) -> str:
 
 
 def _rows(summary: Summary, failed: str = f"  {FAILED}") -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for metric in summary.metrics.values():
         base = _number(metric.base.mean) if metric.base else NOTHING
         for label, found in ((metric.label, metric.edited), (failed.format(metric.label), metric.with_failures)):
@@ -208,6 +208,7 @@ def _grid(
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     grid.add_column("metric", overflow="fold")
     for heading in headings:

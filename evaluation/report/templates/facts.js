@@ -34,7 +34,7 @@
         if (found[1] === BLED) bled[run] += 1;
       });
     }
-    return { place, fact, counts, bled, marks: fact[4].map((edit) => (edit === null ? null : edit[0])), words: null };
+    return { place, fact, counts, bled, marks: fact[4].map((edit) => (edit === null ? null : edit[0])), words: null, line: null };
   });
   const has = (kind) => facts.some((fact) => fact[5].some((probe) => probe[0] === kind));
 
@@ -56,7 +56,7 @@
   const columns = [{ label: "fact", value: (row) => row.place }];
   runs.forEach((name, run) => {
     columns.push({
-      label: several ? "outcome" : "outcome", run, value: (row) => row.marks[run] ?? 99,
+      label: "outcome", run, value: (row) => row.marks[run] ?? 99,
       cell: (row) => (row.marks[run] === null ? "–" : badge(row.marks[run])),
     });
     const counted = [[REPHRASE, "rephrased"], [PORTABILITY, "portable"], [LOCALITY, "neighbours kept"]];
@@ -166,6 +166,7 @@
   // The table
 
   function rowOf(row) {
+    if (row.line !== null) return row.line; // made once: sorting only moves it
     const line = make("tr", null, make("td", { class: "fact" }));
     const button = make("button", { type: "button", "aria-expanded": open.has(row.place), onclick: () => toggle(row, line, button) },
       row.fact[1], " → ", make("b", null, row.fact[2]), " ", make("small", null, row.fact[0]));
@@ -173,6 +174,7 @@
     for (const column of columns.slice(1)) {
       line.append(make("td", { "data-label": several ? `${runs[column.run]}: ${column.label}` : column.label }, column.cell(row)));
     }
+    row.line = line;
     return line;
   }
 
@@ -205,13 +207,13 @@
     part(".count").textContent = `${state.view.length} of ${rows.length} facts`;
   }
 
-  function update() {
+  function update(shown) {
     const query = state.query.trim().toLowerCase();
     const test = filters[state.filter][1];
     const { value } = columns[state.column];
     state.view = rows.filter((row) => test(row) && (!query || words(row).includes(query)));
     state.view.sort((a, b) => (state.up ? 1 : -1) * (value(a) - value(b)) || a.place - b.place);
-    state.shown = STEP;
+    state.shown = shown;
     draw(0);
   }
 
@@ -228,8 +230,8 @@
         state.column = i;
         for (const other of line.children) other.removeAttribute("aria-sort");
         cell.setAttribute("aria-sort", state.up ? "ascending" : "descending");
-        update();
-      } }, column.label));
+        update(state.shown);
+      } }, several && i ? make("span", { class: "whose" }, `${runs[column.run]}: `) : null, column.label));
       line.append(cell);
     });
     part("thead").append(line);
@@ -242,19 +244,19 @@
       part(".chips").append(make("button", { type: "button", "aria-pressed": i === 0, onclick: (event) => {
         state.filter = i;
         for (const other of part(".chips").children) other.setAttribute("aria-pressed", other === event.currentTarget);
-        update();
+        update(STEP);
       } }, `${label} ${count}`));
     });
     let waiting = 0;
     part("input").addEventListener("input", (event) => {
       state.query = event.target.value;
       clearTimeout(waiting);
-      waiting = setTimeout(update, 120);
+      waiting = setTimeout(update, 120, STEP);
     });
     part(".tools").hidden = false;
   }
 
   head();
   tools();
-  update();
+  update(STEP);
 })();

@@ -143,7 +143,13 @@ def panels_reports(scores: Sequence[FactScores]) -> Iterator[tuple[str, Figure]]
     """A figure for each thing that edits report by site, with its name."""
     for key in sorted({key for fact in scores for key in fact.report}):
         title = key.capitalize().replace("_", " ")
-        yield f"{title} by site", sites([fact.report[key] for fact in scores if key in fact.report], title)
+        yield f"{title} by site", sites(_reported(scores, key), title)
+
+
+def _reported(scores: Sequence[FactScores], key: str) -> list[dict[str, int | float]]:
+    """What each edit says; once where all facts say the same, as those of one edit do."""
+    values = [fact.report[key] for fact in scores if key in fact.report]
+    return values[:1] if all(value == values[0] for value in values) else values
 
 
 def inline(figure: Figure, salt: str) -> str:
@@ -169,8 +175,7 @@ def inline(figure: Figure, salt: str) -> str:
 def plot_reports(scores: Sequence[FactScores], folder: Path) -> None:
     """A figure for each thing that edits report by site: ``ranks.png``, say, in a run's folder."""
     for key in sorted({key for fact in scores for key in fact.report}):
-        values = [fact.report[key] for fact in scores if key in fact.report]
-        plot_sites(values, folder / f"{key}.png", title=key.capitalize().replace("_", " "))
+        plot_sites(_reported(scores, key), folder / f"{key}.png", title=key.capitalize().replace("_", " "))
 
 
 def plot_sites(values: Sequence[Mapping[str, float]], path: str | os.PathLike[str], *, title: str) -> None:
@@ -197,7 +202,8 @@ def sites(values: Sequence[Mapping[str, float]], title: str) -> Figure:
     figure, axes = _panel(labels + width, 1.2 + 0.4 * len(maps))
     top = max(means.values(), default=0) or 1
     # Drawn as shapes, which stay sharp in a page; an image would not.
-    axes.pcolormesh(range(len(blocks)), range(len(maps)), grid, cmap="Blues", vmin=0, vmax=top, shading="nearest")
+    edges = [np.arange(len(along) + 1) - 0.5 for along in (blocks, maps)]
+    axes.pcolormesh(*edges, np.array(grid), cmap="Blues", vmin=0, vmax=top)
     axes.invert_yaxis()
     for (block, place), mean in means.items():
         colour = "white" if mean > 0.6 * top else "#111111"

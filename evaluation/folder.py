@@ -22,7 +22,7 @@ from ..engine.version import VERSION
 RUN = "run.json"
 
 # What is being written has a dot before its name: files as `replacing` and figures call them, and saved edits.
-_UNFINISHED = re.compile(r"\..+\.(jsonl?|png)\..+|\.edits(-\d+)?")
+_UNFINISHED = re.compile(r"\..+\.(jsonl?|png|html)\..+|\.edits(-\d+)?")
 
 _T = TypeVar("_T", bound=BaseModel)
 
@@ -31,11 +31,13 @@ class RunError(ValueError):
     """A run that cannot begin or go on; the message says what to do."""
 
 
-def open_folder(record: dict[str, object], output: Path | None, name: str, resume: bool) -> Path:
+def open_folder(
+    record: dict[str, object], output: Path | None, name: str, resume: bool, command: str | None = None
+) -> Path:
     """The folder of the run that ``record`` describes: a new one, or with ``resume`` the one that it has begun in.
 
     ``output`` None: one below ``results/`` that is called ``name`` and a number. To be called with the folder locked
-    where ``output`` is given; a folder that is made anew is nobody else's.
+    where ``output`` is given; a folder that is made anew is nobody else's. ``command``: the line that does it again.
     """
     if output is None:
         numbered = _numbered(Path("results"), name)
@@ -60,7 +62,7 @@ def open_folder(record: dict[str, object], output: Path | None, name: str, resum
     else:
         output.mkdir(parents=True, exist_ok=True)
         with replacing(output / RUN) as path:
-            path.write_text(json.dumps({**record, **_surroundings()}, indent=1), encoding="utf-8")
+            path.write_text(json.dumps({**record, "command": command, **_surroundings()}, indent=1), encoding="utf-8")
     return output
 
 

@@ -6,7 +6,8 @@
 - ``run.json``: everything needed to repeat it;
 - ``results.jsonl``: one :class:`FactScores` a line; single: of each fact's own edit, in the order in which edits were
   finished; batch and sequential: of the one edit in the end;
-- ``summary.json``: their metrics, at the end;
+- ``summary.json``: their metrics, at the end, and ``report.html``, all of it to look at;
+- ``examples.jsonl``: as ``results.jsonl``, of the first facts, with generated answers that the run does not measure;
 - batch and sequential: ``edits-N``, the edit after N facts (``Edits.load`` reads it), and ``checkpoints.jsonl``, one
   :class:`Checkpoint` a line;
 - sequential: ``checkpoint-N.jsonl``, as ``results.jsonl``, of the first N facts after N edits, and ``retention.png``.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,7 +25,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from .. import data as facts_of
 from ..data import BadRecord, Fact, LoadedFacts
@@ -34,8 +36,11 @@ from ..engine.progress import Phase, Progress, Shown, shown
 from .folder import RUN, RunError, append, open_folder, read
 from .metrics import Summary, summarise
 from .perplexity import perplexity
+from .report.changes import told
 from .report.easyedit import to_easyedit
 from .report.figures import plot_reports, plot_retention
+from .report.html import REPORT, write_report
+from .report.reading import EXAMPLES
 from .retention import Checkpoint, checkpoint
 from .scores import FactScores
 from .scoring import Measure, evaluate
@@ -77,6 +82,13 @@ class RunResult:
     seconds: float
     checkpoints: list[Checkpoint] = field(default_factory=list)
     """Of a sequential run all of them, of a batch run the one at the end."""
+    examples: list[FactScores] = field(default_factory=list)
+    """A few facts with generated answers, before and after."""
+
+    @property
+    def report(self) -> Path:
+        """The page that shows the run."""
+        return self.folder / REPORT
 
 
 def run(
@@ -104,6 +116,7 @@ def run(
     resume: bool = False,
     trust_remote_code: bool = False,
     easyedit: bool = False,
+    examples: int = 0,
     progress: Shown = None,
 ) -> RunResult:
     """Edit facts, score them, and write the results to a folder as they come.
@@ -132,6 +145,7 @@ def run(
         resume: go on with an interrupted run of the same settings.
         trust_remote_code: run code that a model brings along.
         easyedit: write the results in EasyEdit's JSON form too.
+        examples: generate answers for this many facts, the first, where ``measures`` does not for all.
         progress: told which phase it is, and which share of how many facts is done; a bar if not given, False for none.
 
     Raises:
@@ -182,9 +196,13 @@ def run(
         "device": str(method.model.device),
         "dtype": str(method.model.dtype).removeprefix("torch."),
     }
+    command = None
+    if isinstance(editor, str) and preset is not None and facts is None:
+        given = {**(overrides or {}), **({"model": model} if model else {})}
+        command = _command(editor, preset, given, record, perplexity_text, limit)
     begun = time.perf_counter()
     with nullcontext() if output is None else locked(Path(output)):
-        folder = open_folder(record, Path(output) if output else None, name, resume)
+        folder = open_folder(record, Path(output) if output else None, name, resume, command)
         with locked(folder) if output is None else nullcontext(), shown(progress) as tell:
             job = _Job(
                 method,
@@ -194,12 +212,14 @@ def run(
                     edits, measures=measures, fluency=fluency, seed=method.seed, progress=told
                 ),
                 _Counted(tell, len(chosen), _EDITING * len(chosen) + _SCORING * (sum(points) or len(chosen))),
+                () if "generation" in measures else [fact.case_id for fact in chosen[:examples]],
             )
             if mode == "single":
                 _edit_each(job, edits_at_once)
             else:
                 _edit_one(job, mode, points, chunk, text)
             summary, reached = _concluded(job, easyedit)
+            seen = told([*job.scores(EXAMPLES), *job.scores(RESULTS)], examples)
     return RunResult(
         summary,
         folder,
@@ -208,22 +228,58 @@ def run(
         loaded_facts.unanswered,
         time.perf_counter() - begun,
         reached,
+        seen,
     )
 
 
+def _command(
+    editor: str,
+    preset: str,
+    overrides: Mapping[str, object],
+    record: Mapping[str, Any],
+    perplexity_text: str | Path | None,
+    limit: int | None,
+) -> str:
+    """The line that repeats a run, given its record; what has a default is left out where it has it."""
+    options = ["loredit", "run", "--editor", editor, "--hparams", preset]
+    for key, value in overrides.items():
+        said = value if isinstance(value, str) else json.dumps(value)
+        options += ["--set", f"{key}={said}"]
+    data = record["data"]
+    if data["source"] != "samples":
+        options += ["--data", data["source"]]
+    if data["offset"]:
+        options += ["--offset", str(data["offset"])]
+    if limit is not None:
+        options += ["--limit", str(limit)]
+    if record["mode"] != "single":
+        options += ["--mode", record["mode"]]
+    if record["mode"] == "sequential":
+        options += ["--checkpoints", ",".join(map(str, record["checkpoints"])), "--chunk", str(record["chunk"])]
+    if perplexity_text is not None:
+        options += ["--perplexity-text", str(perplexity_text)]
+    if record["measures"]:
+        options += ["--eval", "all" if "probabilities" in record["measures"] else "generation"]
+    if not record["fluency"]:
+        options += ["--no-fluency"]
+    options += ["--seed", str(record["seed"]), "--device", record["device"], "--dtype", record["dtype"]]
+    return shlex.join(options)
+
+
 def _concluded(job: _Job, easyedit: bool) -> tuple[Summary, list[Checkpoint]]:
-    """What a run ends with: the summary, and figures."""
+    """What a run ends with: the summary, figures, and the page that shows it all."""
     done = job.scores(RESULTS)
     summary = summarise(done)
     if easyedit:
         with replacing(job.folder / EASYEDIT) as path:
-            path.write_text(json.dumps([to_easyedit(scores) for scores in done], indent=1), encoding="utf-8")
+            path.write_text(json.dumps([to_easyedit(one) for one in done], indent=1, allow_nan=False), encoding="utf-8")
     reached = read(job.folder / CHECKPOINTS, Checkpoint)
     if len(reached) > 1:
         plot_retention(reached, job.folder / RETENTION)
     plot_reports(done, job.folder)
     with replacing(job.folder / SUMMARY) as path:
         path.write_text(summary.model_dump_json(indent=1), encoding="utf-8")
+    write_report(job.folder, summary)
     return summary, reached
 
 
@@ -266,6 +322,8 @@ class _Job:
     folder: Path
     evaluate: Callable[[Edits, Progress], list[FactScores]]
     told: _Counted
+    examples: Collection[str] = ()
+    """Case ids of facts whose answers are generated beside what is measured."""
 
     def scores(self, name: str) -> list[FactScores]:
         """What a file holds so far, in the order of the facts."""
@@ -279,6 +337,17 @@ class _Job:
         times = {"edit_seconds": edit_seconds, "score_seconds": (time.perf_counter() - begun) / len(scores)}
         append(self.folder / name, [one.model_copy(update=times) for one in scores])
         self.told.finished(_SCORING * len(scores))
+        if name == RESULTS:
+            self.exemplify(edits)
+
+    def exemplify(self, edits: Edits) -> None:
+        """Generate answers for those of ``edits``' facts that are to be shown, and write them down."""
+        done = {one.case_id for one in self.scores(EXAMPLES)} if self.examples else ()
+        for e, facts in enumerate(edits.facts):
+            wanted = [i for i, fact in enumerate(facts) if fact.case_id in self.examples and fact.case_id not in done]
+            if wanted:
+                seen = evaluate(edits[e].about(wanted), measures=["generation"], fluency=False)
+                append(self.folder / EXAMPLES, seen)
 
 
 def _edit_each(job: _Job, edits_at_once: int | None) -> None:

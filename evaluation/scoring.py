@@ -27,6 +27,8 @@ from ..engine.model.encoding import Batch, Encoded, EncodingError, chunks
 from ..engine.model.generation import Attach, TopK, continuations, greedy
 from ..engine.model.hooks import check_free
 from ..engine.model.passes import frozen, logits_at, recorded, replayed
+from ..engine.patches.branches import WeightSitePatch
+from ..engine.patches.patch import Patch, Report
 from ..engine.progress import Phase, Shown, shown
 from ..engine.seeds import seed_of
 from .scores import AnswerScore, FactScores, Kind, ProbeScores, Seen
@@ -56,8 +58,9 @@ def evaluate(
     """
     check_free(edits.editor.model, "evaluate")
     places = ((e, place) for e, facts in enumerate(edits.facts) for place in range(len(facts)))
-    shares = [edits.nonzero_share(e) for e in range(len(edits))]  # of an edit, however many facts it carries
-    jobs = [Job(edits, e, place, shares[e], "probabilities" in measures) for e, place in places]
+    # Of an edit, however many facts it carries.
+    found = [(edits.nonzero_share(e), _report(edits.patch, e)) for e in range(len(edits))]
+    jobs = [Job(edits, e, place, *found[e], "probabilities" in measures) for e, place in places]
     good = [job for job in jobs if not job.error]
 
     with shown(progress) as tell, frozen(edits.editor.model), torch.no_grad():
@@ -73,6 +76,13 @@ def evaluate(
     return [job.scores() for job in jobs]
 
 
+def _report(patch: Patch, edit: int) -> Report:
+    """What the method says of an edit by site, and how far each site's weight has moved."""
+    if not isinstance(patch, WeightSitePatch):
+        return patch.report(edit)
+    return patch.report(edit) | {"norms": {name: float(f"{norm:.5g}") for name, norm in patch.norms(edit).items()}}
+
+
 @dataclass(frozen=True)
 class Pass:
     """What one model did with one teacher-forced row."""
@@ -84,8 +94,9 @@ class Pass:
 class Job:
     """One fact under one edit: its probes, and what has been seen of them so far."""
 
-    def __init__(self, edits: Edits, edit: int, place: int, share: float, probabilities: bool) -> None:
-        self.edits, self.edit, self.fact, self.share = edits, edit, edits.facts[edit][place], share
+    def __init__(self, edits: Edits, edit: int, place: int, share: float, report: Report, probabilities: bool) -> None:
+        self.edits, self.edit, self.fact = edits, edit, edits.facts[edit][place]
+        self.share, self.report = share, report
         self.error = edits.outcomes[edit].lost.get(place, edits.outcomes[edit].error)
         self.probes = list(_probes(self.fact, probabilities))
         self.rows: dict[tuple[str, str], Encoded] = {}
@@ -116,7 +127,7 @@ class Job:
             loss=outcome.loss,
             nonzero_share=self.share,
             notes=outcome.notes,
-            report={} if error else self.edits.patch.report(self.edit),
+            report={} if error else self.report,
             error=error,
         )
 

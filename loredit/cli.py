@@ -9,6 +9,7 @@ from .commands.ask import ask, chat
 from .commands.classify import HELP as CLASSIFY
 from .commands.classify import classify
 from .commands.edits import export, merge, remove
+from .commands.report import compare, report
 from .commands.run import HELP as RUN
 from .commands.run import run
 from .commands.show import show
@@ -38,6 +39,11 @@ Edit the facts of a benchmark set or of a list, and measure what each edit did
   loredit run --editor roselora --hparams smollm2.yaml
 
 \b
+Write a run's page again; put runs side by side, case by case.
+  loredit report results/roselora-smollm2-001
+  loredit compare results/lora-smollm2-001 results/roselora-smollm2-001
+
+\b
 What the same methods give outside editing.
   loredit classify --task mrpc --editor roselora --data GLUE_DIR
 
@@ -49,4 +55,6 @@ app = typer.Typer(
 for command in (apply, show, ask, chat, merge, export, remove):
     app.command()(command)
 app.command(help=RUN)(run)
+app.command()(report)
+app.command()(compare)
 app.command(help=CLASSIFY)(classify)

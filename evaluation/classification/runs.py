@@ -1,6 +1,7 @@
 """A classification run: data, model, training of all seeds, scores, and a folder with all of it.
 
-The folder holds ``run.json`` (everything needed to repeat the run), ``metrics.json`` and pictures.
+The folder holds ``run.json`` (everything needed to repeat the run), ``metrics.json``, pictures, and ``report.html``
+with all of them.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from ...engine.model.loading import load as load_model
 from ...engine.patches.patch import nonzero_share
 from ...engine.seeds import seed_of
 from ..folder import RUN, RunError, open_folder
+from ..report.html import write_report
 from ..tuning.examples import Encoded, Encoder
 from ..tuning.side_by_side import SideBySide, fresh_head, parameters_of, set_head
 from ..tuning.training import AroundSteps, Curves, EditAdam, scored, train
@@ -173,8 +175,9 @@ def run(
         "curves": asdict(trained.curves),
     }
     with replacing(folder / "metrics.json") as path:
-        path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        path.write_text(json.dumps(found, indent=1, allow_nan=False), encoding="utf-8")
     _draw(folder, f"{editor} on {task}", examples.classes, splits, trained.curves, seeds)
+    write_report(folder)
     return ClassificationResult(found, folder)
 
 

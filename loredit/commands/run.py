@@ -48,7 +48,8 @@ give is measured; retention.png in the results shows what is forgotten.
       --perplexity-text held.txt
 
 Edit success, generalization, portability and locality are percentages, fluency an entropy; the unedited model stands
-beside the edited one. Results go to a folder as they come; an interrupted run goes on with --resume.
+beside the edited one. Results go to a folder as they come, with a page to look at, report.html; an interrupted run goes
+on with --resume.
 """
 
 
@@ -80,6 +81,9 @@ MEASURES: dict[Eval, tuple[Measure, ...]] = {
     Eval.generation: ("generation",),
     Eval.all: ("generation", "probabilities"),
 }
+
+
+EXAMPLES = 3  # facts that are shown before and after at the end
 
 
 def _numbers(text: str | None) -> list[int] | None:
@@ -161,7 +165,7 @@ def run(
         quiet()
 
         from ..evaluation import runs
-        from ..evaluation.report.tables import retention_table, table
+        from ..evaluation.report.tables import examples, retention_table, table
 
         result = runs.run(
             editor,
@@ -186,6 +190,7 @@ def run(
             resume=resume,
             trust_remote_code=trust_remote_code,
             easyedit=format_ is Format.easyedit,
+            examples=EXAMPLES,
             progress=True,
         )
     facts = f"{result.facts} fact{'s' if result.facts > 1 else ''}"
@@ -196,4 +201,10 @@ def run(
         out.print(f"left out: {printable(str(record))}", markup=False)
     if result.unanswered:
         out.print(f"left out: {result.unanswered} locality or portability probes whose answer is empty")
-    out.print(f"results in {result.folder}; {facts} in {result.seconds:.0f} s", markup=False)
+    if result.examples:
+        out.print(examples(result.examples))
+    out.print(f"results in {result.folder}; {facts} in {result.seconds:.0f} s", markup=False, soft_wrap=True)
+    out.print(f"to look at every fact: {result.report}", markup=False, soft_wrap=True)
+    again = f"--editor {editor} --hparams {hparams}" + (f" --data {data}" if data != "samples" else "")
+    out.print(f"to keep such edits:    loredit apply my-edits {printable(again)}", markup=False, soft_wrap=True)
+    out.print('to ask with them:      loredit ask my-edits "The capital of France is"', markup=False, soft_wrap=True)

@@ -295,7 +295,11 @@ def test_facts_and_an_editor_are_taken_as_objects(place: Path, facts: tuple[Fact
         ours = {probe["prompt"]: probe for probe in scores["probes"]}
         theirs = {probe["prompt"]: probe for probe in _results(named.folder)[case_id]["probes"]}
         assert theirs.keys() <= ours.keys(), "the list has no portability"
-        assert all(ours[prompt] == theirs[prompt] for prompt in theirs)
+        for prompt, probe in theirs.items():
+            own, expected = (each["edited"]["answers"][0] for each in (ours[prompt], probe))
+            assert own["correct"] == expected["correct"]
+            # In float32, beside other rows: the portability probes of the facts are not in the list.
+            assert own["log_prob"] == pytest.approx(expected["log_prob"], rel=1e-3)
 
 
 def test_what_an_editor_brings_along_cannot_be_given_twice(place: Path, facts: tuple[Fact, ...]) -> None:

@@ -9,6 +9,8 @@ from .commands.ask import ask, chat
 from .commands.classify import HELP as CLASSIFY
 from .commands.classify import classify
 from .commands.edits import export, merge, remove
+from .commands.generate import HELP as GENERATE
+from .commands.generate import generate
 from .commands.run import HELP as RUN
 from .commands.run import run
 from .commands.show import show
@@ -40,6 +42,7 @@ Edit the facts of a benchmark set or of a list, and measure what each edit did
 \b
 What the same methods give outside editing.
   loredit classify --task mrpc --editor roselora --data GLUE_DIR
+  loredit generate --task e2e --editor lora --data e2e-dataset.zip
 
 """
 
@@ -50,3 +53,4 @@ for command in (apply, show, ask, chat, merge, export, remove):
     app.command()(command)
 app.command(help=RUN)(run)
 app.command(help=CLASSIFY)(classify)
+app.command(help=GENERATE)(generate)

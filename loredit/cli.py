@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from .commands.ability import HELP as ABILITY
+from .commands.ability import ability
 from .commands.apply import apply
 from .commands.ask import ask, chat
 from .commands.classify import HELP as CLASSIFY
@@ -40,6 +42,10 @@ Edit the facts of a benchmark set or of a list, and measure what each edit did
   loredit run --editor roselora --hparams smollm2.yaml
 
 \b
+What else a model could do, before and after an edit.
+  loredit ability my-edits --case water --data DIR --tasks arc_easy,piqa
+
+\b
 What the same methods give outside editing.
   loredit classify --task mrpc --editor roselora --data GLUE_DIR
   loredit generate --task e2e --editor lora --data e2e-dataset.zip
@@ -54,3 +60,4 @@ for command in (apply, show, ask, chat, merge, export, remove):
 app.command(help=RUN)(run)
 app.command(help=CLASSIFY)(classify)
 app.command(help=GENERATE)(generate)
+app.command(help=ABILITY)(ability)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import datasets
 import pytest
-from loredit.data.examples import DataError
-from loredit.data.pairs import Item, Pair
 
 from loredit.data import e2e
+from loredit.data.examples import DataError
+from loredit.data.pairs import Item, Pair
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 ROWS = {
@@ -73,14 +73,14 @@ def test_what_is_no_e2e_is_said(tmp_path):
 
 def test_the_hub_gives_the_same_pairs(monkeypatch, tmp_path):
     row = {"meaning_representation": "name[Elm]", "human_reference": "Elm!"}
-    monkeypatch.setattr(datasets, "load_dataset", lambda _: dict.fromkeys(("train", "validation", "test"), [row]))
+    monkeypatch.setattr(datasets, "load_dataset", lambda _: {key: [row] for key in ("train", "validation", "test")})
     assert e2e.load("hub").train == (Pair("name : Elm", "Elm!"),)
 
     def fails(_: str) -> None:
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", fails)
-    with pytest.raises(DataError, match="cannot be had from the hub.*--data"):
+    with pytest.raises(DataError, match=r"cannot be had from the hub.*--data"):
         e2e.load("hub")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,13 @@ import methods
 import pytest
 import tiny
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+from loredit import editors
+from loredit.cli import app
+from loredit.data import e2e
 from loredit.data.pairs import Item, Pair
 from loredit.engine.model.encoding import Encoder
 from loredit.engine.model.loading import LoadedModel
@@ -20,12 +28,6 @@ from loredit.evaluation.generation import metrics, runs
 from loredit.evaluation.generation.decoding import Beam, NoRepeat, written
 from loredit.evaluation.generation.writing import Writer, collated, lessons, prompt_of
 from loredit.evaluation.tuning.training import train_patches
-from loredit.cli import app
-from torch import Tensor
-from torch.nn import functional as F
-from typer.testing import CliRunner
-
-from loredit import editors
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 OUTPUTS = Path(os.environ.get("E2E_OUTPUTS", SHARED / "e2e" / "outputs"))
@@ -198,10 +200,6 @@ def test_all_scores_of_perfect_and_of_other_texts():
 def test_published_outputs_get_the_published_scores(system, published):
     for need in ("sacrebleu", "pycocoevalcap"):
         pytest.importorskip(need)
-    import csv
-
-    from loredit.data import e2e
-
     repairs = {"Ł": "£", "Â£": "£", "Ã©": "é", "ã©": "é"}  # of the challenge's own scripts
     content = (OUTPUTS / f"{system}.tsv").read_text(encoding="utf-8-sig")
     for wrong, right in repairs.items():

@@ -8,10 +8,12 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 _log = logging.getLogger(__name__)
 _SHOWN = 10
+R = TypeVar("R")
+T = TypeVar("T")
 
 
 class DataError(ValueError):
@@ -57,13 +59,33 @@ def read_rows(
     Raises DataError with the first faults and their number; with ``skip_bad`` such lines are left out and counted in
     the log.
     """
-    examples: list[Example] = []
+    rows = [
+        (number, line.rstrip("\r"))
+        for number, line in enumerate(content.split("\n"), 1)
+        if number > skip and line.strip()
+    ]
+    return parsed_rows(path, rows, parse, skip_bad=skip_bad)
+
+
+def parsed_rows(
+    path: Path | str, rows: Iterable[tuple[int, R]], parse: Callable[[R], T], *, skip_bad: bool = False
+) -> tuple[T, ...]:
+    """What ``parse`` makes of each row, all of whose faults are told together.
+
+    Args:
+        path: the file that the rows are of, for messages.
+        rows: the line of each, and the row.
+        parse: raises ValueError for a faulty row.
+        skip_bad: leave faulty rows out and count them in the log.
+
+    Raises:
+        DataError: there are faulty rows, or no rows; the message has the first faults and their number.
+    """
+    found: list[T] = []
     faults: list[str] = []
-    for number, line in enumerate(content.split("\n"), 1):
-        if number <= skip or not line.strip():
-            continue
+    for number, row in rows:
         try:
-            examples.append(parse(line.rstrip("\r")))
+            found.append(parse(row))
         except ValueError as error:
             faults.append(f"{path}, line {number}: {error}")
     if faults and not skip_bad:
@@ -73,9 +95,9 @@ def read_rows(
         )
     if faults:
         _log.warning("%s: %d bad lines left out, the first: %s", path, len(faults), faults[0])
-    if not examples:
+    if not found:
         raise DataError(f"{path} holds no examples")
-    return tuple(examples)
+    return tuple(found)
 
 
 def text_of(path: Path) -> str:

@@ -1,24 +1,39 @@
 """GLUE (Wang et al., 2019, https://arxiv.org/abs/1804.07461): folders in its own layout, or the hub.
 
 A folder holds ``train.tsv`` and ``dev.tsv`` (MNLI: ``dev_matched.tsv``), tab-separated and unquoted, as GLUE ships
-them. GLUE's own ``test.tsv`` has no labels; for MRPC a labelled one is read where there is one (``test_labelled.tsv``,
-or the corpus's own ``msr_paraphrase_test.txt``).
+them. GLUE's own ``test.tsv`` has no labels; a labelled one is read where there is one (``test_labelled.tsv``, or the
+corpus's own: ``msr_paraphrase_test.txt`` of MRPC, ``test-labeled.tsv`` of SST-2). STS-B is also read from
+``stsb-en-train.csv`` and its like: two sentences and the score, comma-separated, no header.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
-from .examples import DataError, Example, TaskData, folder_of, read_rows, sha256_of, text_of
+from .examples import DataError, Example, TaskData, folder_of, parsed_rows, read_rows, sha256_of, text_of
 
 _HUB = "nyu-mll/glue"
 _ENTAILMENT = ("entailment", "not_entailment")
+_Files = dict[str, tuple[str, ...]]
 # Split -> the files it may be in, first come first served.
-_TRAIN = {"train": ("train.tsv", "msr_paraphrase_train.txt")}
-_SPLITS = _TRAIN | {"dev": ("dev.tsv",), "test": ("test_labelled.tsv", "msr_paraphrase_test.txt")}
-_MNLI_SPLITS = _TRAIN | {"dev": ("dev_matched.tsv",), "dev_mismatched": ("dev_mismatched.tsv",)}
+_TRAIN: _Files = {"train": ("train.tsv", "msr_paraphrase_train.txt", "train_full.tsv")}
+_SPLITS: _Files = _TRAIN | {
+    "dev": ("dev.tsv",),
+    "test": ("test_labelled.tsv", "test-labeled.tsv", "msr_paraphrase_test.txt"),
+}
+_STSB_SPLITS: _Files = {
+    "train": ("train.tsv", "stsb-en-train.csv"),
+    "dev": ("dev.tsv", "stsb-en-dev.csv"),
+    "test": ("test_labelled.tsv", "stsb-en-test.csv"),
+}
+_MNLI_SPLITS: _Files = _TRAIN | {"dev": ("dev_matched.tsv",), "dev_mismatched": ("dev_mismatched.tsv",)}
+
+_FILES = {"mnli": _MNLI_SPLITS, "stsb": _STSB_SPLITS}
 
 
 @dataclass(frozen=True)
@@ -31,19 +46,18 @@ class Columns:
     metric: str
     hub_texts: tuple[str, ...]
 
-    def reader(self, header: str) -> Callable[[str], Example]:
-        """Reads a line of a file that begins with ``header``. Raises DataError if it lacks a column."""
+    def reader(self, header: str, separated: str = "tab-separated") -> Callable[[list[str]], Example]:
+        """Reads the cells of a row of a file that begins with ``header``. Raises DataError if it lacks a column."""
         names = header.rstrip("\r\n").split("\t")
         wanted = (*self.texts, self.label)
         if lacking := [str(name) for name in wanted if isinstance(name, str) and name not in names]:
             raise DataError(f"no column {', '.join(map(repr, lacking))} in its first line; it has {', '.join(names)}")
         places = {name: name if isinstance(name, int) else names.index(name) for name in wanted}
-        return partial(self._example, places)
+        return partial(self._example, places, separated)
 
-    def _example(self, places: dict[str | int, int], line: str) -> Example:
-        cells = line.split("\t")
+    def _example(self, places: dict[str | int, int], separated: str, cells: list[str]) -> Example:
         if len(cells) <= max(places.values()):
-            raise ValueError(f"{len(cells)} tab-separated fields, expected at least {max(places.values()) + 1}")
+            raise ValueError(f"{len(cells)} {separated} fields, expected at least {max(places.values()) + 1}")
         texts = [cells[places[name]] for name in self.texts]
         for name, text in zip(self.texts, texts, strict=True):
             if not text.strip():
@@ -85,7 +99,7 @@ def load(task: str, source: str, *, skip_bad: bool = False) -> TaskData:
 
 
 def _from_folder(task: str, source: str, skip_bad: bool) -> TaskData:
-    columns, files = TASKS[task], _MNLI_SPLITS if task == "mnli" else _SPLITS
+    columns, files = TASKS[task], _FILES.get(task, _SPLITS)
     folder = folder_of(source, task, files["train"])
     found = {
         split: path
@@ -98,12 +112,20 @@ def _from_folder(task: str, source: str, skip_bad: bool) -> TaskData:
     splits = {}
     for split, path in found.items():
         try:
-            parse = columns.reader(contents[split].partition("\n")[0])
+            splits[split] = _rows(columns, path, contents[split], skip_bad)
         except DataError as error:
-            raise DataError(f"{path}: {error}") from None
-        headed = int(isinstance(columns.label, str))
-        splits[split] = read_rows(path, contents[split], parse, skip=headed, skip_bad=skip_bad)
+            raise DataError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
     return TaskData(task, splits, columns.classes, columns.metric, sha256_of(contents.values()))
+
+
+def _rows(columns: Columns, path: Path, content: str, skip_bad: bool) -> tuple[Example, ...]:
+    if path.suffix == ".csv":
+        parse = replace(columns, texts=(0, 1), label=2).reader("", "comma-separated")
+        lines = csv.reader(io.StringIO(content, newline=""))
+        return parsed_rows(path, ((lines.line_num, cells) for cells in lines if cells), parse, skip_bad=skip_bad)
+    parse = columns.reader(content.partition("\n")[0])
+    headed = int(isinstance(columns.label, str))
+    return read_rows(path, content, lambda line: parse(line.split("\t")), skip=headed, skip_bad=skip_bad)
 
 
 def _from_hub(task: str) -> TaskData:

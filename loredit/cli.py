@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import typer
 
+from .commands.ability import HELP as ABILITY
+from .commands.ability import ability
 from .commands.apply import apply
 from .commands.ask import ask, chat
 from .commands.classify import HELP as CLASSIFY
 from .commands.classify import classify
 from .commands.edits import export, merge, remove
+from .commands.generate import HELP as GENERATE
+from .commands.generate import generate
 from .commands.report import compare, report
 from .commands.run import HELP as RUN
 from .commands.run import run
@@ -44,8 +48,13 @@ Write a run's page again; put runs side by side, case by case.
   loredit compare results/lora-smollm2-001 results/roselora-smollm2-001
 
 \b
+What else a model could do, before and after an edit.
+  loredit ability my-edits --case water --data DIR --tasks arc_easy,piqa
+
+\b
 What the same methods give outside editing.
   loredit classify --task mrpc --editor roselora --data GLUE_DIR
+  loredit generate --task e2e --editor lora --data e2e-dataset.zip
 
 """
 
@@ -58,3 +67,5 @@ app.command(help=RUN)(run)
 app.command()(report)
 app.command()(compare)
 app.command(help=CLASSIFY)(classify)
+app.command(help=GENERATE)(generate)
+app.command(help=ABILITY)(ability)

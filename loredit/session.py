@@ -7,7 +7,7 @@ patches themselves.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -72,6 +72,28 @@ class Session:
                 edited = self._texts(ids, tokens, lambda rows: edits.on(0))
                 facts = [edits.facts[0]] * len(ids)
         return [Answer(*parts) for parts in zip(prompts, without, edited, facts, strict=True)]
+
+    @property
+    def positions(self) -> int:
+        """Positions of the model's context that the edits take."""
+        if self._store is not None:
+            return self._store.positions
+        assert self._edits is not None
+        return self._edits.editor.positions
+
+    def on(self, prompts: Sequence[Sequence[int]]) -> AbstractContextManager[object]:
+        """While open, each row of a batch is computed with the edit that its prompt (token ids) is about, or, of one
+        edit, all with that one."""
+        if self._store is not None:
+            return self._store.on(prompts)
+        assert self._edits is not None
+        return self._edits.on(0)
+
+    def always(self) -> AbstractContextManager[object]:
+        """While open, all is computed with the one edit. Raises ValueError where there are several."""
+        if self._edits is None:
+            raise ValueError("there are several edits; name one of them with --case")
+        return self._edits.on(0)
 
     def _texts(
         self,

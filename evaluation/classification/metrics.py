@@ -1,9 +1,8 @@
-"""Metrics of predictions, by scikit-learn and SciPy, for each seed and over seeds."""
+"""Metrics of predictions, by scikit-learn and SciPy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,10 @@ from sklearn.metrics import (
     mean_squared_error,
     precision_recall_fscore_support,
 )
+
+from ..tuning.methods import over_seeds
+
+__all__ = ["classification", "one_of_many", "over_seeds", "regression"]
 
 Numbers = NDArray[np.float64]
 
@@ -51,20 +54,6 @@ def regression(truth: Sequence[float], answers: Sequence[float]) -> dict[str, An
         "spearman": 0.0 if alike else float(spearmanr(truth, answers).statistic),
         "mean_squared_error": float(mean_squared_error(truth, answers)),
     }
-
-
-def over_seeds(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Each metric's mean, standard deviation (None for one seed) and values; confusion matrices are summed."""
-    merged: dict[str, Any] = {}
-    for name, first in scores[0].items():
-        values = [one[name] for one in scores]
-        if isinstance(first, Mapping):
-            merged[name] = over_seeds(values)
-        elif isinstance(first, list):
-            merged[name] = np.sum(values, axis=0).tolist()
-        else:
-            merged[name] = {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None, "seeds": values}
-    return merged
 
 
 def one_of_many(machine: Numbers, rule: str) -> Numbers:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ... import hparams as presets
 from ...data import aqua, glue, human_vs_machine
 from ...data.examples import Example, TaskData
 from ...data.messages import unknown
-from ...editors import Hparams, available, find
+from ...editors import Hparams, find
 from ...engine.files import replacing
 from ...engine.model.identity import identity_of
 from ...engine.model.loading import LoadedModel
@@ -33,9 +32,10 @@ from ...engine.patches.patch import nonzero_share
 from ...engine.seeds import seed_of
 from ..folder import RUN, RunError, open_folder
 from ..report.html import write_report
-from ..tuning.examples import Encoded, Encoder
+from ..tuning import methods
+from ..tuning.examples import Encoded, Encoder, collated
 from ..tuning.side_by_side import SideBySide, fresh_head, parameters_of, set_head
-from ..tuning.training import AroundSteps, Curves, EditAdam, scored, train
+from ..tuning.training import Curves, scored, train_own, train_patches
 from . import figures, metrics
 
 FULL, PROBE = "full", "probe"
@@ -114,11 +114,12 @@ def run(
     is. ``head_lr``: the learning rate of the head, whose matrices want smaller steps than an editor's factors. Raises
     ValueError (its message for people) for bad input.
     """
-    settings = _settings(editor, hparams or editor, {**(overrides or {}), **({"model": model} if model else {})})
+    changes = {**(overrides or {}), **({"model": model} if model else {})}
+    settings = methods.settings(editor, "classification", hparams, changes, (FULL, PROBE))
     examples = _data(task, data, skip_bad)
     if ensemble and examples.reference is None:
         raise RunError(f"{task} has no class that the others are told apart from; --ensemble is for human-vs-machine")
-    chosen = _sample(examples.splits["train"], limit)
+    chosen = methods.sample(examples.splits["train"], limit)
     torch.manual_seed(0)  # of what transformers draws for a model; all that is trained is drawn from the seeds
     outputs = 1 if examples.options or not examples.classes else 2 if ensemble else len(examples.classes)
     loaded = load_model(settings.model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, labels=outputs)
@@ -181,21 +182,6 @@ def run(
     return ClassificationResult(found, folder)
 
 
-def _settings(editor: str, hparams: str, overrides: Mapping[str, Any]) -> Hparams:
-    known = [*available(), FULL, PROBE]
-    if editor not in known:
-        raise RunError(unknown("editor", editor, known))
-    cls = Hparams if editor in (FULL, PROBE) else find(editor).Hparams
-    settings = presets.read(cls, "classification", hparams, overrides)
-    editing = ("stop_at", "end_of_text", "contexts", "kl_weight", "kl_prompts", "kl_positions", "order", "batch_size")
-    if used := [key for key in editing if getattr(settings, key) != Hparams.model_fields[key].default]:
-        raise RunError(
-            f"{', '.join(used)} belong to knowledge editing and mean nothing in classification; leave them out"
-            + (" (the examples of a step are --batch-size)" if "batch_size" in used else "")
-        )
-    return settings
-
-
 def _positions(setup: _Setup) -> int:
     """Positions that the method takes of the model's context. Raises ValueError if it does not fit the model."""
     if setup.editor in (FULL, PROBE):
@@ -213,11 +199,6 @@ def _data(task: str, source: str, skip_bad: bool) -> TaskData:
     if task not in TASKS:
         raise RunError(unknown("task", task, TASKS))
     return TASKS[task](source, skip_bad)
-
-
-def _sample(examples: Sequence[Example], limit: int | None) -> Sequence[Example]:
-    """The same for every seed and method."""
-    return examples if limit is None or limit >= len(examples) else random.Random(0).sample(examples, limit)
 
 
 def _lesson(examples: Sequence[Example], reference: int | None, member: int | None) -> list[Example]:
@@ -273,25 +254,18 @@ def _side_by_side(
         editor = find(setup.editor)(model, tokenizer, h)
         patches.append(editor.fresh(seeds))  # type: ignore[arg-type]
         rates |= {f"1.{name}": rate for name, rate in patches[1].rates(h.lr).items()}
-    module, curves, begun = (
-        SideBySide(model, patches, options=setup.options, autocast=False),
-        Curves(),
-        time.perf_counter(),
-    )
+    module = SideBySide(model, patches, options=setup.options, autocast=False, weights=weights)
+    begun, curves = time.perf_counter(), Curves()
     if setup.train:
-        optimizer = EditAdam(lambda: dict(module.patches.named_parameters()), rates)
-        train(
+        curves = train_patches(
             module,
             parts,
             seeds,
-            tokenizer,
-            optimizer=optimizer,
-            callbacks=[AroundSteps(module, optimizer, h.clip_norm, curves)],
+            partial(collated, tokenizer=tokenizer),
+            rates=rates,
+            clip_norm=h.clip_norm,
             steps=h.steps,
             batch_size=setup.batch_size,
-            weights=weights,
-            clip_norm=0,
-            seed=0,
             progress=setup.progress,
         )
     seconds = time.perf_counter() - begun
@@ -318,21 +292,18 @@ def _whole(
     model = copy.deepcopy(base).float().requires_grad_(True)
     head = fresh_head(model, [seed])
     set_head(model, head, 0)
-    module = SideBySide(model, [], options=setup.options, autocast=base.dtype == torch.bfloat16)
+    module = SideBySide(model, [], options=setup.options, autocast=base.dtype == torch.bfloat16, weights=weights)
     begun = time.perf_counter()
     if setup.train:
-        train(
+        train_own(
             module,
-            [part],
-            [seed],
-            setup.loaded.tokenizer,
-            optimizer=torch.optim.AdamW(model.parameters(), lr=h.lr, weight_decay=0.0),
-            callbacks=[],
+            part,
+            seed,
+            partial(collated, tokenizer=setup.loaded.tokenizer),
+            lr=h.lr,
+            clip_norm=h.clip_norm,
             steps=h.steps,
             batch_size=setup.batch_size,
-            weights=weights,
-            clip_norm=h.clip_norm or 0,
-            seed=seed % 2**32,  # NumPy takes no more
             progress=setup.progress,
         )
     seconds = time.perf_counter() - begun

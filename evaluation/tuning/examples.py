@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...data.examples import Example
 
 _CHUNK = 64
+
+
+class Sized(Protocol):
+    """An example that has a length in tokens."""
+
+    @property
+    def length(self) -> int: ...
+
+
+S = TypeVar("S", bound=Sized)
 
 
 @dataclass(frozen=True)
@@ -64,25 +74,25 @@ class Encoder:
         )
 
 
-class Interleaved(Dataset[tuple[Encoded, ...]]):
+class Interleaved(Dataset[tuple[Sized, ...]]):
     """Item i is one example for each edit, all of like length; each edit has an order of its own from its seed.
 
     Like lengths keep padding small where items of neighbouring numbers share a batch. An edit with fewer examples than
     another repeats some.
     """
 
-    def __init__(self, parts: Sequence[Sequence[Encoded]], seeds: Sequence[int]) -> None:
+    def __init__(self, parts: Sequence[Sequence[Sized]], seeds: Sequence[int]) -> None:
         self._orders = [_shuffled_by_length(part, seed) for part, seed in zip(parts, seeds, strict=True)]
         self._size = max(map(len, self._orders))
 
     def __len__(self) -> int:
         return self._size
 
-    def __getitem__(self, i: int) -> tuple[Encoded, ...]:
+    def __getitem__(self, i: int) -> tuple[Sized, ...]:
         return tuple(order[i * len(order) // self._size] for order in self._orders)
 
 
-def _shuffled_by_length(examples: Sequence[Encoded], seed: int) -> list[Encoded]:
+def _shuffled_by_length(examples: Sequence[S], seed: int) -> list[S]:
     """From short to long, but shuffled among neighbours."""
     draw = random.Random(seed)
     # Shuffled first: texts of one length, such as all that are cut, would come class by class if the file does.

@@ -1,4 +1,4 @@
-"""A classifier with several patches and heads side by side.
+"""A model with several patches side by side, and the classifier that has a head for each.
 
 Shapes: E edits (seeds, or the members of an ensemble), b examples for each, C texts of an example (options; 1 in
 classification), R = E b C rows in edit order, T tokens, d the model's width, K outputs.
@@ -7,6 +7,7 @@ classification), R = E b C rows in edit order, T tokens, d the model's width, K 
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -68,35 +69,77 @@ def set_head(model: PreTrainedModel, fresh: SitePatch[Map], edit: int) -> None:
             module.bias.copy_(part.bias[edit])
 
 
-class SideBySide(nn.Module):
-    """The frozen model in eval mode with E edits on it: (b, E, C, T) -> logits (b, E, K), with options (b, E, C).
+class Tuned(nn.Module, ABC):
+    """The frozen model in eval mode with E edits on it; what it is trained for is a subclass's.
 
-    Blocks below the first patched one give the same output at every step and for every edit: it is computed once for
-    each text and kept (T d numbers each). Without patches the model itself is trained, as one edit.
+    Blocks below the first patched one give the same output at every step and for every edit: with ``replay`` it is
+    computed once for each text and kept (T d numbers each). Without patches ``own`` is trained, as one edit: the model
+    itself, or its blocks from ``first`` on.
     """
 
-    def __init__(self, model: PreTrainedModel, patches: Sequence[Patch], *, options: bool, autocast: bool) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        patches: Sequence[Patch],
+        *,
+        autocast: bool,
+        replay: bool = True,
+        own: nn.Module | None = None,
+        first: int = 0,
+    ) -> None:
         super().__init__()
-        self.model, self.patches, self.options = model, nn.ModuleList(patches), options
-        self._autocast = autocast
-        first = min((patch.first_layer for patch in patches), default=0)
-        self._below = Below(model, min(first, len(blocks(model)) - 1))
+        self.model, self.patches = model, nn.ModuleList(patches)
+        self._autocast, self._own = autocast, [model if own is None else own]  # in a list: no module of this one's
+        lowest = min((patch.first_layer for patch in patches), default=first)
+        self._below = Below(model, min(lowest, len(blocks(model)) - 1) if replay else 0)
 
-    def train(self, mode: bool = True) -> SideBySide:
+    @abstractmethod
+    def losses(self, batch: dict[str, Tensor]) -> Tensor:
+        """(E,), each edit's mean over its own part of a batch."""
+
+    def train(self, mode: bool = True) -> Tuned:
         super().train(mode)
-        self.model.train(mode and not len(self.patches))
+        self.model.eval()
+        self._own[0].train(mode and not len(self.patches))
         return self
+
+    @contextmanager
+    def edited(self, inputs: dict[str, Tensor], keys: Sequence[int], edits: int) -> Iterator[None]:
+        """While open, rows (R, T) in edit order, R / E of each, are computed with their edits; a key names a text."""
+        owner = [e for e in range(edits) for _ in range(len(keys) // edits)]
+        device = inputs["input_ids"].device
+        with ExitStack() as stack:
+            stack.enter_context(self._below.replayed(keys, inputs))
+            for patch in self.patches:
+                stack.enter_context(patch.attached(self.model, Rows(owner, edits, device)))  # type: ignore[operator]
+            if self._autocast:
+                stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+            yield
+
+
+class SideBySide(Tuned):
+    """A classifier: (b, E, C, T) -> logits (b, E, K), with options (b, E, C); see :func:`losses`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        patches: Sequence[Patch],
+        *,
+        options: bool,
+        autocast: bool,
+        weights: Tensor | None = None,
+    ) -> None:
+        super().__init__(model, patches, autocast=autocast)
+        self.options, self._weights = options, weights
+
+    def losses(self, batch: dict[str, Tensor]) -> Tensor:
+        labels, keys = batch.pop("labels"), batch.pop("keys")
+        return losses(self.logits(batch, keys), labels, self._weights)
 
     def logits(self, inputs: dict[str, Tensor], keys: Tensor) -> Tensor:
         b, edits, texts = keys.shape
         flat = {name: t.transpose(0, 1).flatten(0, 2) for name, t in inputs.items()}  # (R, T), in edit order
-        owner = [e for e in range(edits) for _ in range(b * texts)]
-        with ExitStack() as stack:
-            stack.enter_context(self._below.replayed(keys.transpose(0, 1).flatten().tolist(), flat))
-            for patch in self.patches:
-                stack.enter_context(patch.attached(self.model, Rows(owner, edits, keys.device)))  # type: ignore[operator]
-            if self._autocast:
-                stack.enter_context(torch.autocast(keys.device.type, torch.bfloat16))
+        with self.edited(flat, keys.transpose(0, 1).flatten().tolist(), edits):
             out: Tensor = self.model(**flat).logits
         out = out.float() if out.dtype != torch.float64 else out
         out = out.view(edits, b, texts if self.options else -1)

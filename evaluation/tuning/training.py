@@ -26,8 +26,8 @@ from ...engine.model.attention import trainable_attention
 from ...engine.patches.adam import Adam
 from ...engine.patches.patch import Patch, nonzero_share
 from ...engine.training.loop import clip
-from .examples import Encoded, Interleaved, collated
-from .side_by_side import SideBySide, losses
+from .examples import Encoded, Interleaved, Sized, collated
+from .side_by_side import SideBySide, Tuned
 
 _POINTS = 100  # of a curve over the steps
 
@@ -68,7 +68,7 @@ class EditAdam(torch.optim.Optimizer):
 class AroundSteps(TrainerCallback):
     """What patches do before and after each optimizer step, as in the engine's own loop."""
 
-    def __init__(self, module: SideBySide, optimizer: EditAdam, clip_norm: float | None, curves: Curves) -> None:
+    def __init__(self, module: Tuned, optimizer: EditAdam, clip_norm: float | None, curves: Curves) -> None:
         self._module, self._optimizer, self._clip_norm, self._curves = module, optimizer, clip_norm, curves
 
     @torch.no_grad()
@@ -108,15 +108,13 @@ class _Bar(ProgressCallback):
 class _Trainer(Trainer):
     """Sums the edits' losses, and puts examples of like length into a batch."""
 
-    def __init__(self, *args: Any, weights: Tensor | None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._weights = weights
         self.model_accepts_loss_kwargs = False
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
-        assert isinstance(model, SideBySide)
-        labels, keys = inputs.pop("labels"), inputs.pop("keys")
-        each = losses(model.logits(inputs, keys), labels, self._weights)
+        assert isinstance(model, Tuned)
+        each = model.losses(inputs)
         for patch in model.patches:
             each = each + patch.penalty()  # type: ignore[operator]
         if not each.isfinite().all():
@@ -132,17 +130,20 @@ class _Trainer(Trainer):
         return LengthGroupedSampler(self.args.train_batch_size, lengths=lengths, generator=generator)
 
 
+Collate = Callable[[Sequence[Any]], dict[str, Any]]
+"""Makes a batch of items, each of which has an example for each edit."""
+
+
 def train(
-    module: SideBySide,
-    parts: Sequence[Sequence[Encoded]],
+    module: Tuned,
+    parts: Sequence[Sequence[Sized]],
     seeds: Sequence[int],
-    tokenizer: PreTrainedTokenizerBase,
+    collate: Collate,
     *,
     optimizer: torch.optim.Optimizer,
     callbacks: Sequence[TrainerCallback],
     steps: int,
     batch_size: int,
-    weights: Tensor | None,
     clip_norm: float,
     seed: int,
     progress: bool,
@@ -172,14 +173,76 @@ def train(
         trainer = _Trainer(
             module,
             arguments,
-            data_collator=partial(collated, tokenizer=tokenizer),
+            data_collator=collate,
             train_dataset=Interleaved(parts, seeds),
             optimizers=(optimizer, None),
             callbacks=[*callbacks, *([_Bar()] if progress else [])],
-            weights=weights,
         )
         trainer.remove_callback(PrinterCallback)  # of the run's end, which the result says better
         trainer.train()
+
+
+def train_patches(
+    module: Tuned,
+    parts: Sequence[Sequence[Sized]],
+    seeds: Sequence[int],
+    collate: Collate,
+    *,
+    rates: Mapping[str, float],
+    clip_norm: float | None,
+    steps: int,
+    batch_size: int,
+    progress: bool,
+) -> Curves:
+    """Train the module's patches, edit e on ``parts[e]``; what they did over the steps.
+
+    ``rates``: the learning rate of each parameter, by its name in ``module.patches``. ``clip_norm``: the largest norm
+    of one edit's gradient; None: any.
+    """
+    curves = Curves()
+    optimizer = EditAdam(lambda: dict(module.patches.named_parameters()), rates)
+    train(
+        module,
+        parts,
+        seeds,
+        collate,
+        optimizer=optimizer,
+        callbacks=[AroundSteps(module, optimizer, clip_norm, curves)],
+        steps=steps,
+        batch_size=batch_size,
+        clip_norm=0,
+        seed=0,
+        progress=progress,
+    )
+    return curves
+
+
+def train_own(
+    module: Tuned,
+    part: Sequence[Sized],
+    seed: int,
+    collate: Collate,
+    *,
+    lr: float,
+    clip_norm: float | None,
+    steps: int,
+    batch_size: int,
+    progress: bool,
+) -> None:
+    """Train those of the model's own weights that want gradients, in place."""
+    train(
+        module,
+        [part],
+        [seed],
+        collate,
+        optimizer=torch.optim.AdamW([p for p in module.model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0),
+        callbacks=[],
+        steps=steps,
+        batch_size=batch_size,
+        clip_norm=clip_norm or 0,
+        seed=seed % 2**32,  # NumPy takes no more
+        progress=progress,
+    )
 
 
 @torch.no_grad()

@@ -135,6 +135,11 @@ class EditStore:
         return [fact.case_id for facts in self._facts for fact in facts]
 
     @property
+    def positions(self) -> int:
+        """Positions of the model's context that the edits' method takes."""
+        return self._frame.editor.positions if self._frame else 0
+
+    @property
     def nbytes(self) -> int:
         """Memory that the edits take, without the index."""
         return sum(t.nbytes for t in self._tensors.values())

@@ -1,0 +1,1 @@
+"""General ability: what a model could do before an edit, and whether it still can."""

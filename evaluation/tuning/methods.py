@@ -1,0 +1,68 @@
+"""Which method is trained and with what settings, and how scores of several seeds are joined."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any, TypeVar
+
+from ... import hparams as presets
+from ...data.messages import unknown
+from ...editors import Hparams, available, find
+from ..folder import RunError
+
+T = TypeVar("T")
+
+
+def settings(
+    editor: str, folder: str, preset: str | None, overrides: Mapping[str, Any], others: Sequence[str]
+) -> Hparams:
+    """The hyper-parameters of a method that is trained on many examples.
+
+    Args:
+        editor: a name in ``loredit.editors.available()``, or one of ``others``.
+        folder: where its presets are in ``hparams/``.
+        preset: a YAML file or a preset; None: the one that is called as the editor.
+        overrides: hyper-parameters in place of the preset's.
+        others: methods that are no editors (all weights, the head alone).
+
+    Raises:
+        RunError: an unknown method, or settings that belong to the editing of facts.
+        HparamsError: a faulty preset; the message lists all faults.
+    """
+    known = [*available(), *others]
+    if editor not in known:
+        raise RunError(unknown("editor", editor, known))
+    found = presets.read(Hparams if editor in others else find(editor).Hparams, folder, preset or editor, overrides)
+    editing = ("stop_at", "end_of_text", "contexts", "kl_weight", "kl_prompts", "kl_positions", "order", "batch_size")
+    if used := [key for key in editing if getattr(found, key) != Hparams.model_fields[key].default]:
+        raise RunError(
+            f"{', '.join(used)} belong to knowledge editing and mean nothing in {folder}; leave them out"
+            + (" (the examples of a step are --batch-size)" if "batch_size" in used else "")
+        )
+    return found
+
+
+def sample(examples: Sequence[T], limit: int | None) -> Sequence[T]:
+    """``limit`` of the examples, all where None; the same for every seed and method."""
+    return examples if limit is None or limit >= len(examples) else random.Random(0).sample(examples, limit)
+
+
+def over_seeds(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Each metric's mean, standard deviation (None for one seed) and values; confusion matrices are summed.
+
+    Example:
+        >>> over_seeds([{"bleu": 60.0}, {"bleu": 62.0}])["bleu"]["mean"]
+        61.0
+    """
+    merged: dict[str, Any] = {}
+    for name, first in scores[0].items():
+        values = [one[name] for one in scores]
+        if isinstance(first, Mapping):
+            merged[name] = over_seeds(values)
+        elif isinstance(first, list):
+            merged[name] = [[sum(cell) for cell in zip(*rows, strict=True)] for rows in zip(*values, strict=True)]
+        else:
+            merged[name] = {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None, "seeds": values}
+    return merged

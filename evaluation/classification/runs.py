@@ -23,13 +23,14 @@ from ... import hparams as presets
 from ...data import aqua, glue, human_vs_machine
 from ...data.examples import Example, TaskData
 from ...data.messages import unknown
-from ...editors import Hparams, available, find
+from ...editors import TrainedEditor, available, find
 from ...engine.files import replacing
 from ...engine.model.identity import identity_of
 from ...engine.model.loading import LoadedModel
 from ...engine.model.loading import load as load_model
 from ...engine.patches.patch import nonzero_share
 from ...engine.seeds import seed_of
+from ...engine.settings import TrainedHparams
 from ..folder import RUN, RunError, open_folder
 from ..tuning.examples import Encoded, Encoder
 from ..tuning.side_by_side import SideBySide, fresh_head, parameters_of, set_head
@@ -60,7 +61,7 @@ class _Setup:
     """All that training needs beside the examples."""
 
     editor: str
-    hparams: Hparams
+    hparams: TrainedHparams
     loaded: LoadedModel
     options: bool
     train: bool
@@ -178,14 +179,25 @@ def run(
     return ClassificationResult(found, folder)
 
 
-def _settings(editor: str, hparams: str, overrides: Mapping[str, Any]) -> Hparams:
-    known = [*available(), FULL, PROBE]
+def _settings(editor: str, hparams: str, overrides: Mapping[str, Any]) -> TrainedHparams:
+    known = [*(name for name in available() if issubclass(find(name), TrainedEditor)), FULL, PROBE]
     if editor not in known:
         raise RunError(unknown("editor", editor, known))
-    cls = Hparams if editor in (FULL, PROBE) else find(editor).Hparams
+    cls = TrainedHparams if editor in (FULL, PROBE) else find(editor).Hparams
+    assert issubclass(cls, TrainedHparams), "what is trained has hyper-parameters of training"
     settings = presets.read(cls, "classification", hparams, overrides)
-    editing = ("stop_at", "end_of_text", "contexts", "kl_weight", "kl_prompts", "kl_positions", "order", "batch_size")
-    if used := [key for key in editing if getattr(settings, key) != Hparams.model_fields[key].default]:
+    editing = (
+        "stop_at",
+        "stop_at_rank_1",
+        "end_of_text",
+        "contexts",
+        "kl_weight",
+        "kl_prompts",
+        "kl_positions",
+        "order",
+        "batch_size",
+    )
+    if used := [key for key in editing if getattr(settings, key) != TrainedHparams.model_fields[key].default]:
         raise RunError(
             f"{', '.join(used)} belong to knowledge editing and mean nothing in classification; leave them out"
             + (" (the examples of a step are --batch-size)" if "batch_size" in used else "")

@@ -194,7 +194,7 @@ def _moments(model: PreTrainedModel, sites: Sequence[Site], text: Tensor) -> lis
     ):
         for ids in _batches(text, _window(model), _TOKENS.on(model.device)):
             states = [x.flatten(0, 1) for x in seen(model, ids.to(model.device), inputs=modules)]
-            # What the model cannot compute (a token whose embedding is no number) says nothing about the rest.
+            # A token whose embedding is no number spoils its window, and says nothing about the others.
             good = torch.stack([x.isfinite().all(1) for x in states]).all(0)
             for total, x in zip(sums, states, strict=True):
                 own = x[good].to(device, torch.float64)
@@ -213,6 +213,7 @@ def _window(model: PreTrainedModel) -> int:
 def _batches(text: Tensor, window: int, most: int) -> Iterator[Tensor]:
     """(R, window) ids at a time, ``most`` of them at most; what is left over comes last, as one row."""
     whole = len(text) // window * window
-    yield from text[:whole].view(-1, window).split(max(1, most // window))
+    if whole:
+        yield from text[:whole].view(-1, window).split(max(1, most // window))
     if whole < len(text):
         yield text[None, whole:]

@@ -27,7 +27,7 @@ from ...data.facts import Fact
 from .. import settings
 from ..method import Method, Trainable
 from ..model.keys import states_at
-from ..model.sites import Site, blocks, sites, weight_norm
+from ..model.sites import Site, SiteError, blocks, sites, weight_norm
 from ..model.statistics import second_moments
 from ..outcome import Outcome
 from ..patches.patch import Patch
@@ -68,8 +68,14 @@ class Solver(Method, ABC):
 
     @cached_property
     def sites(self) -> list[Site]:
-        """The sites that change, in the order in which they are solved for."""
-        return sites(self.model, ["mlp_down"], self.hparams.layers)
+        """The sites that change, in the order in which they are solved for. Raises SiteError."""
+        found, depth = sites(self.model, ["mlp_down"], self.hparams.layers), len(blocks(self.model))
+        if found[-1].layer == depth - 1:
+            raise SiteError(
+                f"what is added at a subject in block {depth - 1}, the model's last, reaches no later token; "
+                f"closed forms take layers from 0 to {depth - 2}"
+            )
+        return found
 
     @cached_property
     def moments(self) -> dict[str, Tensor]:

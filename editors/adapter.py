@@ -38,7 +38,7 @@ from ..engine.model.sites import Site, SiteError, blocks, sites
 from ..engine.patches.branches import Branch, SitePatch
 from ..engine.patches.rows import Rows
 from ..engine.seeds import PerEdit
-from ..engine.settings import Hparams, Layers
+from ..engine.settings import Layers, TrainedHparams
 from .base import TrainedEditor
 
 Placement = Literal["houlsby", "pfeiffer", "parallel"]
@@ -57,7 +57,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
 }
 
 
-class BottleneckHparams(Hparams):
+class BottleneckHparams(TrainedHparams):
     placement: Placement = Field(
         description="houlsby: after attention and MLP; pfeiffer: after MLP; parallel: beside it"
     )

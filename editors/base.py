@@ -8,7 +8,7 @@ all.
 from __future__ import annotations
 
 import copy
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from ..data.facts import Fact
 from ..data.messages import listed
-from ..engine.method import Method
+from ..engine.method import Method, Trained
 from ..engine.model.hooks import check_free, seen_by_compiled_code
 from ..engine.model.passes import rows_counted
 from ..engine.outcome import Outcome
@@ -41,6 +41,8 @@ from ..engine.training.batches import Learned, in_batches
 from ..engine.training.checking import checked
 from ..engine.training.lessons import Lesson
 from ..engine.training.loop import train
+from ..engine.training.memory import bytes_in_training
+from ..engine.training.solving import Solver, Values, independent, joint
 from ..engine.training.together import together
 
 NO_FACTS = "an edit carries at least one fact; the list is empty"
@@ -161,6 +163,20 @@ class Editor(Method, ABC):
             after = self.edit(part, after=after, progress=progress or False)  # no bar for each single chunk
             yield after
 
+    @abstractmethod
+    def carry(
+        self,
+        facts: Sequence[Fact],
+        seed: int,
+        before: Patch | None = None,
+        earlier: Sequence[Fact] = (),
+        progress: Progress | None = None,
+    ) -> tuple[Patch, Outcome]:
+        """One edit that carries all ``facts``, going on from the patch ``before``, which carries ``earlier`` ones.
+
+        A fact that cannot be learned is in ``Outcome.lost`` and leaves the others.
+        """
+
     def _may_begin(self, facts: Sequence[Fact]) -> None:
         if not facts:
             raise ValueError(NO_FACTS)
@@ -168,7 +184,7 @@ class Editor(Method, ABC):
         _ = self.model_identity  # of the model as it is now, whatever is done to it before the edits are saved
 
 
-class TrainedEditor(Editor, ABC):
+class TrainedEditor(Editor, Trained, ABC):
     """A method whose patches are trained by gradients in the one loop."""
 
     @final
@@ -187,6 +203,40 @@ class TrainedEditor(Editor, ABC):
         progress: Progress | None = None,
     ) -> tuple[Patch, Outcome]:
         return together(self, facts, seed, before, earlier, progress)
+
+    @final
+    def bytes_per_edit(self, lesson: Lesson) -> int:
+        return bytes_in_training(self, lesson)
+
+
+class SolvedEditor(Editor, Solver, ABC):
+    """A method that finds its facts' values by gradients, and the weights that give them in closed form.
+
+    It says how one weight changes (:meth:`~..engine.training.solving.Solver.change`); facts have to name their subject.
+    """
+
+    merges = True
+
+    @final
+    def learn(
+        self, lessons: Sequence[Lesson], seeds: Sequence[int], progress: Progress | None = None
+    ) -> tuple[Patch, list[Outcome]]:
+        return independent(self, lessons, seeds, progress)
+
+    @final
+    def carry(
+        self,
+        facts: Sequence[Fact],
+        seed: int,
+        before: Patch | None = None,
+        earlier: Sequence[Fact] = (),
+        progress: Progress | None = None,
+    ) -> tuple[Patch, Outcome]:
+        return joint(self, facts, seed, before, progress)  # what it needs of earlier facts is in the patch
+
+    @final
+    def bytes_per_edit(self, lesson: Lesson) -> int:
+        return Values(self).bytes_per_edit(lesson)  # what is solved for is small beside what training keeps
 
 
 @dataclass(frozen=True, repr=False)

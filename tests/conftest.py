@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,15 @@ from loredit.data import Fact, Probe
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return tiny.tokenizer()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def moments_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Second moments of tiny models, of which there is no end, stay out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("loredit.engine.model.statistics.cache", lambda: folder)
+        yield
 
 
 @pytest.fixture(params=["gpt2", "llama"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -126,6 +126,36 @@ def input_of(model: PreTrainedModel, layer: int, ids: Tensor, **more: Tensor) ->
     finally:
         handle.remove()
     raise AssertionError("the model ran without its blocks")
+
+
+@torch.no_grad()
+def seen(
+    model: PreTrainedModel, ids: Tensor, *, inputs: Sequence[nn.Module] = (), outputs: Sequence[nn.Module] = ()
+) -> list[Tensor]:
+    """(R, T) ids -> (R, T, width) each: what the modules of ``inputs`` get, then what those of ``outputs`` give, with
+    edits that are attached. The pass ends where the last of them has been seen.
+    """
+    found: dict[int, Tensor] = {}
+
+    def note(place: int, value: Tensor) -> None:
+        found[place] = value.reshape(*ids.shape, -1)  # OPT's MLP has rows and tokens in one axis
+        if len(found) == len(inputs) + len(outputs):
+            raise _Reached
+
+    def entered(place: int) -> Callable[..., None]:
+        return lambda _, args: note(place, args[0])
+
+    def left(place: int) -> Callable[..., None]:
+        return lambda _, args, output: note(place, output[0] if isinstance(output, tuple) else output)
+
+    with ExitStack() as stack:
+        for place, module in enumerate(inputs):
+            stack.callback(module.register_forward_pre_hook(entered(place)).remove)
+        for place, module in enumerate(outputs, len(inputs)):
+            stack.callback(module.register_forward_hook(left(place)).remove)
+        with suppress(_Reached):
+            model(input_ids=ids, use_cache=False)
+    return [found[place] for place in range(len(found))]
 
 
 @contextmanager

@@ -24,10 +24,18 @@ class Rows:
     Where every edit has the same number of neighbouring rows (training, generation), the rows of an edit are folded
     into one matrix and no parameter is copied. Otherwise parameters are gathered once per row and kept for as long
     as this object lives, which is one forward pass in training and one whole generation in evaluation.
+
+    ``marks``: row and position of tokens of interest (:class:`~..model.encoding.Batch`), for patches that need them.
     """
 
-    def __init__(self, edits: Sequence[int], n_edits: int, device: torch.device | str) -> None:
-        self.edits = list(edits)
+    def __init__(
+        self,
+        edits: Sequence[int],
+        n_edits: int,
+        device: torch.device | str,
+        marks: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self.edits, self.marks = list(edits), marks
         if any(not -1 <= e < n_edits for e in self.edits):
             raise IndexError(f"rows name edits from -1 to {n_edits - 1}, got {min(self.edits)} to {max(self.edits)}")
         each, rest = divmod(len(self.edits), n_edits)

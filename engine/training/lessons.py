@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 
 from ...data.facts import Fact
 from ...data.subjects import kind_of, pool
-from ..model.encoding import Encoded, Encoder
+from ..model.encoding import Encoded, Encoder, Span, subject_span
 from ..seeds import seed_of
-from ..settings import Hparams
+from ..settings import Hparams, StepHparams, TrainedHparams
 
 NO_SUBJECT = "no subject is given, so nothing that the model says about it was held (kl_prompts)"
 NOT_IN_PROMPT = "the subject is not in the prompt, so no other one was held in its place (hold_subjects)"
@@ -68,29 +68,55 @@ class Lesson:
         return self.longest * (len(self.answers) + len(self.anchors))
 
 
-def lesson(encoder: Encoder, h: Hparams, contexts: Sequence[str], facts: Sequence[Fact], seed: int) -> Lesson:
-    """The lesson of an edit that carries these facts. Raises EncodingError."""
-    return Lesson(tuple(_part(encoder, h, contexts, fact, seed) for fact in facts))
+def lesson(
+    encoder: Encoder,
+    h: Hparams,
+    contexts: Sequence[str],
+    facts: Sequence[Fact],
+    seed: int,
+    *,
+    subjects: bool = False,
+) -> Lesson:
+    """The lesson of an edit that carries these facts.
+
+    ``subjects``: the last token of the fact's subject is marked wherever a text names it. Raises EncodingError.
+    """
+    return Lesson(tuple(_part(encoder, h, contexts, fact, seed, subjects) for fact in facts))
 
 
-def _part(encoder: Encoder, h: Hparams, contexts: Sequence[str], fact: Fact, seed: int) -> Part:
-    prompts = [fact.prompt, *(f"{text} {fact.prompt}" for text in contexts)]
-    answers = [encoder.answered(prompt, fact.target_new, end_of_text=h.end_of_text) for prompt in prompts]
-    if not h.kl_weight:
+def _part(encoder: Encoder, h: Hparams, contexts: Sequence[str], fact: Fact, seed: int, subjects: bool) -> Part:
+    span = subject_span(fact.prompt, fact.subject) if subjects else None
+    answers = [
+        encoder.answered(
+            text + fact.prompt, fact.target_new, end_of_text=h.end_of_text, marked=span and span.behind(text)
+        )
+        for text in ("", *(f"{text} " for text in contexts))
+    ]
+    if not isinstance(h, StepHparams) or not h.kl_weight:  # what is trained in steps alone can hold anything
         return Part(fact, tuple(answers))
-    about = [t.replace("{}", fact.subject or "") for t in h.kl_prompts if fact.subject or "{}" not in t]
-    others = other_subjects(fact, h.hold_subjects, seed)
-    anchors = [_anchor(encoder, prompt, all_positions=h.kl_positions == "all") for prompt in about]
+    about = [(t, t.replace("{}", fact.subject or "")) for t in h.kl_prompts if fact.subject or "{}" not in t]
+    n = h.hold_subjects if isinstance(h, TrainedHparams) else 0
+    others = other_subjects(fact, n, seed)
+    anchors = [
+        _anchor(
+            encoder,
+            prompt,
+            all_positions=h.kl_positions == "all",
+            marked=subject_span(prompt, fact.subject) if subjects and "{}" in template else None,
+        )
+        for template, prompt in about
+    ]
     anchors += [_anchor(encoder, prompt, all_positions=False) for prompt in others]
     notes = [NO_SUBJECT] * (not fact.subject and any("{}" in t for t in h.kl_prompts))
-    notes += [NOT_IN_PROMPT] * (len(others) < h.hold_subjects)
+    notes += [NOT_IN_PROMPT] * (len(others) < n)
     return Part(fact, tuple(answers), tuple(anchors), tuple(notes))
 
 
-def _anchor(encoder: Encoder, prompt: str, *, all_positions: bool) -> Encoded:
+def _anchor(encoder: Encoder, prompt: str, *, all_positions: bool, marked: Span | None = None) -> Encoded:
     """A prompt whose prediction after the last token is to stay, or those after all tokens."""
-    ids = encoder.prompt(prompt, room=1).ids
-    return Encoded((*ids, 0), 1 if all_positions else len(ids))  # the last id only makes room for what comes
+    encoded = encoder.prompt(prompt, room=1, marked=marked)
+    # The last id only makes room for what comes.
+    return Encoded((*encoded.ids, 0), 1 if all_positions else encoded.start, encoded.mark)
 
 
 def other_subjects(fact: Fact, n: int, seed: int) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..method import Method
+from ..method import Trainable
 from ..model.attention import trainable_attention
 from ..model.encoding import Batch, Encoded, Table
 from ..model.passes import frozen, input_of, logits_at, replayed
@@ -33,7 +33,7 @@ SICK = "the last step made a weight NaN or infinite; a lower lr may help"
 
 
 def train(
-    method: Method, patch: Patch, lessons: Sequence[Lesson], progress: Progress | None = None
+    method: Trainable, patch: Patch, lessons: Sequence[Lesson], progress: Progress | None = None
 ) -> tuple[Patch, list[Outcome]]:
     """Train edit e of the patch on ``lessons[e]``; the trained patch and how each edit ended."""
     h = method.hparams
@@ -42,9 +42,9 @@ def train(
     with frozen(method.model), trainable_attention(method.model):
         work = Work(method, patch, lessons)
         for step in range(h.steps):
-            loss, lowest = work.losses()
+            loss, sure = work.losses()
             failed = ~loss.isfinite()
-            done = failed if h.stop_at is None else failed | ((lowest >= h.stop_at) & method.may_stop(work.patch.steps))
+            done = failed if h.sure is None else failed | ((sure >= h.sure) & method.may_stop(work.patch.steps))
             last, flags = torch.stack([loss, done.to(loss.dtype)]).tolist()  # the one wait for the device in a step
             over, left = [i for i, flag in enumerate(flags) if flag], [i for i, flag in enumerate(flags) if not flag]
             for i in over:
@@ -76,7 +76,7 @@ def train(
 class Work:
     """The edits in training: their patch, optimizer state and rows, and what stays the same while they train."""
 
-    def __init__(self, method: Method, patch: Patch, lessons: Sequence[Lesson]) -> None:
+    def __init__(self, method: Trainable, patch: Patch, lessons: Sequence[Lesson]) -> None:
         self.method, self.patch, self.edits = method, patch.train(), list(range(len(lessons)))
         self._precision = torch.promote_types(torch.float32, method.model.dtype)
         self.adam = Adam(self._parameters(), patch.rates(method.hparams.lr))
@@ -86,14 +86,16 @@ class Work:
         self._unedited = self._unedited_log_probs() if self._anchor.any() else None
 
     def losses(self) -> tuple[Tensor, Tensor]:
-        """(E,) each edit's loss, and (E,) the lowest probability among its target tokens."""
-        loss, _, lowest = self.losses_leaving(None)
-        return loss, lowest
+        """(E,) each edit's loss, and (E,) how sure it is: the lowest probability among its target tokens; 1 where
+        each is the likeliest, if that is to end an edit (``stop_at_rank_1``)."""
+        loss, _, sure = self.losses_leaving(None)
+        return loss, sure
 
     def losses_leaving(self, leave_at: float | None) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`losses`, and between the two (E,) the loss without the answers of the facts that are there, which
-        have this probability at all of their target tokens; what they hold stays in it."""
-        with self.patch.attached(self.method.model, Rows(self._owner, len(self.edits), self.patch.seeds.device)):
+        are so sure of all of their target tokens; what they hold stays in it."""
+        rows = Rows(self._owner, len(self.edits), self.patch.seeds.device, self._batch.marks)
+        with self.patch.attached(self.method.model, rows):
             logits = self._logits()
         cost = nll = F.cross_entropy(logits, self._batch.labels, reduction="none")
         if self._unedited is not None:
@@ -104,6 +106,9 @@ class Work:
             )
         of_row = self._batch.table(cost).sum(1) / self._batch.table.counts
         worst = self._batch.table(nll.detach()).amax(1).masked_fill(self._anchor, 0.0)
+        if self.method.hparams.stop_at_rank_1:
+            beaten = self._batch.table((logits.argmax(-1) != self._batch.labels).to(nll.dtype)).amax(1)
+            worst = worst.masked_fill(beaten == 0, 0.0)
         penalty = self.patch.penalty()
         loss = left = self._rows(of_row * self._weights).sum(1) + penalty
         if leave_at is not None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..devices import Budget, free_memory
-from ..method import Method
+from ..method import Method, Trainable
 from ..model.attention import trainable_attention
 from ..model.passes import frozen
 from .lessons import Lesson
@@ -26,14 +26,14 @@ def edits_that_fit(method: Method, lesson: Lesson) -> int:
     """Edits like this one that fit beside each other on the model's device."""
     device = method.model.device
     try:
-        return max(1, min(_MOST.on(device), int(free_memory(device) * _SHARE) // bytes_per_edit(method, lesson)))
+        return max(1, min(_MOST.on(device), int(free_memory(device) * _SHARE) // method.bytes_per_edit(lesson)))
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             return 1
         raise
 
 
-def bytes_per_edit(method: Method, lesson: Lesson) -> int:
+def bytes_in_training(method: Trainable, lesson: Lesson) -> int:
     """Peak bytes that one more edit costs: what its graph keeps for the backward pass, its logits and its state."""
     own = {p.untyped_storage().data_ptr() for p in method.model.parameters()}
     saved: dict[int, int] = {}

@@ -27,7 +27,7 @@ from statistics import fmean
 import torch
 
 from ...data.facts import Fact
-from ..method import Method
+from ..method import Method, Trained
 from ..model.attention import trainable_attention
 from ..model.encoding import EncodingError
 from ..model.passes import frozen
@@ -41,7 +41,7 @@ from .loop import SICK, Work
 
 
 def together(
-    method: Method,
+    method: Trained,
     facts: Sequence[Fact],
     seed: int,
     before: Patch | None,
@@ -85,7 +85,7 @@ def _parts(method: Method, facts: Sequence[Fact]) -> tuple[dict[int, Part], dict
     return parts, lost
 
 
-def _paced(method: Method, batches: int) -> Method:
+def _paced(method: Trained, batches: int) -> Trained:
     """The method with schedules that last as long as all passes over so many mini-batches."""
     paced = copy.copy(method)
     paced.hparams = method.hparams.model_copy(
@@ -94,7 +94,7 @@ def _paced(method: Method, batches: int) -> Method:
     return paced
 
 
-def _begun(method: Method, seed: int, before: Patch | None) -> Patch:
+def _begun(method: Trained, seed: int, before: Patch | None) -> Patch:
     """A fresh patch, or one that goes on from ``before``."""
     patch = method.fresh([seed])
     if before is not None:
@@ -111,7 +111,7 @@ def _tell(progress: Progress | None, facts: int, course: int, courses: int, shar
 class _Course:
     """A patch in training on facts in mini-batches, and on some of those that it carries already."""
 
-    def __init__(self, method: Method, patch: Patch, parts: dict[int, Part], earlier: Sequence[Part]) -> None:
+    def __init__(self, method: Trained, patch: Patch, parts: dict[int, Part], earlier: Sequence[Part]) -> None:
         self.method, self.patch, self.parts, self.earlier = method, patch, parts, earlier
         self.lost: dict[int, str] = {}
         self._seed, self._size = int(patch.seeds[0]), method.hparams.batch_size
@@ -153,14 +153,14 @@ class _Course:
         ``moved``: the pass has taken a step before."""
         while batch := [i for i in batch if i in self.parts]:
             work = self._working(self._lesson(batch, number))
-            stop_at = self.method.hparams.stop_at if self.method.may_stop(self.patch.steps) else None
-            loss, left, lowest = work.losses_leaving(stop_at)
+            enough = self.method.hparams.sure if self.method.may_stop(self.patch.steps) else None
+            loss, left, sure = work.losses_leaving(enough)
             if loss.isfinite():
                 break
             self._leave_out(batch, f"the loss became {loss.item()} at step {number}; a lower lr may help")
         else:
             return False, None
-        if stop_at is not None and lowest >= stop_at:
+        if enough is not None and sure >= enough:
             return False, loss.item()
         if not moved and len(self.parts) > self._size:  # of a single mini-batch that fails nothing is kept
             self._good = copy.deepcopy((self.patch, self._adam))

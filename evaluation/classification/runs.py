@@ -23,13 +23,14 @@ from torch import Tensor
 from ...data import aqua, glue, human_vs_machine
 from ...data.examples import Example, TaskData
 from ...data.messages import unknown
-from ...editors import Hparams, find
+from ...editors import find
 from ...engine.files import replacing
 from ...engine.model.identity import identity_of
 from ...engine.model.loading import LoadedModel
 from ...engine.model.loading import load as load_model
 from ...engine.patches.patch import nonzero_share
 from ...engine.seeds import seed_of
+from ...engine.settings import TrainedHparams
 from ..folder import RUN, RunError, open_folder
 from ..report.html import write_report
 from ..tuning import methods
@@ -62,7 +63,7 @@ class _Setup:
     """All that training needs beside the examples."""
 
     editor: str
-    hparams: Hparams
+    hparams: TrainedHparams
     loaded: LoadedModel
     options: bool
     train: bool

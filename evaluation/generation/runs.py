@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 from ...data import e2e
 from ...data.messages import unknown
 from ...data.pairs import GenerationData, Item, Metric, Pair
-from ...editors import Editor, Hparams, find
+from ...editors import Editor, find
 from ...engine.files import locked, replacing
 from ...engine.model.encoding import Encoder
 from ...engine.model.identity import identity_of
@@ -41,6 +41,7 @@ from ...engine.model.loading import load as load_model
 from ...engine.model.sites import blocks
 from ...engine.patches.patch import Patch, nonzero_share
 from ...engine.patches.rows import Rows
+from ...engine.settings import TrainedHparams
 from ...engine.storage.manifest import filled
 from ..folder import RunError, append, open_folder, read
 from ..tuning import methods
@@ -79,7 +80,7 @@ class _Setup:
     """All that training and writing need beside the data."""
 
     editor: str
-    hparams: Hparams
+    hparams: TrainedHparams
     loaded: LoadedModel
     method: Editor | None
     encoder: Encoder

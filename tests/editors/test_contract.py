@@ -428,8 +428,8 @@ def test_a_fact_the_model_cannot_compute_leaves_the_others(method, family, token
 def test_a_loss_that_becomes_nan_leaves_the_others(editor, some, edits, monkeypatch):
     losses = Work.losses
 
-    def poisoned(work: Work, leave_at: float | None = None) -> tuple[Tensor, Tensor]:
-        loss, lowest = losses(work, leave_at)
+    def poisoned(work: Work) -> tuple[Tensor, Tensor]:
+        loss, lowest = losses(work)
         sick = work.patch.seeds == editor.seed_for([some[1]])
         return loss.masked_fill(sick & (work.patch.steps == 3), math.nan), lowest
 

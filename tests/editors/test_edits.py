@@ -179,7 +179,7 @@ def test_nothing_begins_while_edits_are_attached(edits, model, facts):
     before = model(batch).logits
     with edits.on(0):
         assert attached_to(model)
-        with pytest.raises(RuntimeError, match="attached to the model already; name all rows in one"), edits.on(1):
+        with pytest.raises(RuntimeError, match="attached to the model; attach others outside of"), edits.on(1):
             pass
         with pytest.raises(RuntimeError, match="edit outside of"):
             edits.editor.edit_each(facts[:1])

@@ -159,14 +159,14 @@ def test_side_by_side_is_one_by_one_without_the_mlp_as_with_it(hidden, model, to
 
 
 def test_a_later_fact_starts_from_the_prefix_before_and_has_an_mlp_too(model, tokenizer, facts, monkeypatch):
-    starts, losses = [], Work.losses
+    starts, losses = [], Work.losses_leaving
 
-    def noted(work: Work, leave_at: float | None = None) -> tuple[Tensor, Tensor]:
+    def noted(work: Work, leave_at: float | None) -> tuple[Tensor, ...]:
         if not work.patch.steps.any():
             starts.append(work.patch.keys_and_values().detach().clone())
         return losses(work, leave_at)
 
-    monkeypatch.setattr(Work, "losses", noted)
+    monkeypatch.setattr(Work, "losses_leaving", noted)
     first, second = methods.editor("prefix", model, tokenizer, hidden=1, length=4).edit_stream(facts[:2])
     torch.testing.assert_close(starts[1], first.patch.kv, rtol=0, atol=0)
     change = (second.patch.kv - first.patch.kv)[0].flatten(1)  # one hidden unit and a bias

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,11 +31,12 @@ from ..engine.storage.manifest import (
     EditsError,
     Manifest,
     edit_of,
+    patch_from,
     patch_of,
     read_manifest,
     write,
 )
-from ..engine.storage.packed import packed
+from ..engine.storage.packed import Stored, packed
 from ..engine.training.batches import Learned, in_batches
 from ..engine.training.lessons import Lesson
 from ..engine.training.loop import train
@@ -294,9 +295,14 @@ def manifest_of(edits: Edits) -> Manifest:
     )
 
 
-def read_edits(folder: Path, manifest: Manifest, editor: Editor) -> Edits:
-    """The edits in a folder, by the editor that made them. Raises EditsError."""
-    return Edits(editor, patch_of(folder, manifest, editor.untrained([0])), manifest.facts, manifest.outcomes)
+def read_edits(folder: Path, manifest: Manifest, editor: Editor, stored: Mapping[str, Stored] | None = None) -> Edits:
+    """The edits in a folder, by the editor that made them. Raises EditsError.
+
+    ``stored``: the folder's tensors, where they were read already.
+    """
+    frame = editor.untrained([0])
+    patch = patch_of(folder, manifest, frame) if stored is None else patch_from(folder, manifest, stored, frame)
+    return Edits(editor, patch, manifest.facts, manifest.outcomes)
 
 
 def _edits(editor: Editor, facts: Sequence[Fact], learned: Learned) -> Edits:

@@ -25,6 +25,15 @@ ModelName = Annotated[
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="Of the base model: auto, float32, bfloat16.")]
 Tokens = Annotated[int, typer.Option("--tokens", min=1, help="Length of an answer, at most; it ends with its line.")]
+EncoderName = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        help="Sentence encoder that finds the edit of a prompt: short name, hub id, folder; base: the model's own "
+        "states. Else the folder's, or minilm-l6.",
+        show_default=False,
+    ),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one hyper-parameter; repeatable.")
 ]

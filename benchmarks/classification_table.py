@@ -1,4 +1,4 @@
-"""Runs of ``loredit.evaluation.classification`` side by side, as a Markdown table.
+"""Runs of ``loredit classify`` side by side, as a Markdown table.
 
     python benchmarks/classification_table.py results/mrpc-*
 

@@ -27,7 +27,7 @@ Trained numbers of an edit: 2 m d + d + m at each place.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -70,7 +70,7 @@ class BottleneckHparams(Hparams):
 class AdapterHparams(BottleneckHparams):
     @model_validator(mode="before")
     @classmethod
-    def _as_the_placement_has_it(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _as_the_placement_has_it(cls, values: dict[str, object]) -> dict[str, object]:
         return {**_DEFAULTS.get(str(values.get("placement")), {}), **values}
 
 

@@ -77,9 +77,14 @@ class Method(ABC):
 
     @abstractmethod
     def carry(
-        self, facts: Sequence[Fact], seed: int, before: Patch | None, progress: Progress | None = None
+        self,
+        facts: Sequence[Fact],
+        seed: int,
+        before: Patch | None = None,
+        earlier: Sequence[Fact] = (),
+        progress: Progress | None = None,
     ) -> tuple[Patch, Outcome]:
-        """One edit that carries all ``facts``, going on from the patch ``before`` of one edit if there is one.
+        """One edit that carries all ``facts``, going on from the patch ``before``, which carries ``earlier`` ones.
 
         A fact that cannot be learned is in ``Outcome.lost`` and leaves the others.
         """
@@ -87,7 +92,7 @@ class Method(ABC):
     @final
     def lesson(self, facts: Sequence[Fact]) -> Lesson:
         """What an edit that carries these facts is to learn. Raises EncodingError."""
-        return lesson(self.encoder, self.hparams, self.contexts, facts)
+        return lesson(self.encoder, self.hparams, self.contexts, facts, self.seed)
 
     @final
     def fresh(self, seeds: Sequence[int]) -> Patch:

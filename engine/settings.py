@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from .model.sites import Role
 
@@ -61,8 +61,29 @@ class Hparams(BaseModel):
         ("{} is a",), description="Prompts whose predictions are to stay; {} is the fact's subject"
     )
     kl_positions: Literal["last", "all"] = Field(
-        "last", description="What is to stay: the prediction after a prompt's last token, or after each of its tokens"
+        "last",
+        description="What is to stay on kl_prompts: the prediction after a prompt's last token, or after each token",
     )
+    hold_subjects: int = Field(
+        0,
+        ge=0,
+        description="Hold also what comes after the fact's own prompt with so many other subjects of its kind in it",
+    )
+    wordings_per_step: int | None = Field(
+        None, gt=0, description="Of a prompt and the same behind each context: so many in a step, drawn anew; null: all"
+    )
+    held_per_step: int | None = Field(
+        None, gt=0, description="Of a fact's held predictions: so many in a step, drawn anew; null: all"
+    )
+    replay: int = Field(
+        0, ge=0, description="Sequential: facts edited before that are learned again in each step, drawn anew"
+    )
+
+    @model_validator(mode="after")
+    def _held_with_a_weight(self) -> Hparams:
+        if self.hold_subjects and not self.kl_weight:
+            raise ValueError(f"hold_subjects ({self.hold_subjects}) holds nothing without a kl_weight above 0")
+        return self
 
 
 class SiteHparams(Hparams):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -32,7 +32,7 @@ class RunError(ValueError):
 
 
 def open_folder(
-    record: dict[str, Any], output: Path | None, name: str, resume: bool, command: str | None = None
+    record: dict[str, object], output: Path | None, name: str, resume: bool, command: str | None = None
 ) -> Path:
     """The folder of the run that ``record`` describes: a new one, or with ``resume`` the one that it has begun in.
 
@@ -125,7 +125,7 @@ def _tidy(folder: Path) -> None:
             path.unlink()
 
 
-def _differences(path: Path, record: dict[str, Any]) -> list[str] | None:
+def _differences(path: Path, record: dict[str, object]) -> list[str] | None:
     """The settings in which a run differs from ``record``; None where there is no run to read."""
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -134,7 +134,7 @@ def _differences(path: Path, record: dict[str, Any]) -> list[str] | None:
     return [key for key, value in record.items() if before.get(key) != value] if isinstance(before, dict) else None
 
 
-def _surroundings() -> dict[str, Any]:
+def _surroundings() -> dict[str, object]:
     return {
         "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {"loredit": VERSION, **{name: version(name) for name in ("torch", "transformers", "numpy")}},

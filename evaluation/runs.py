@@ -32,7 +32,7 @@ from ..data import BadRecord, Fact, LoadedFacts
 from ..editors import Editor, Edits, find, load, settings
 from ..engine.files import locked, replacing
 from ..engine.model.loading import load as load_model
-from ..engine.progress import Phase, Progress
+from ..engine.progress import Phase, Progress, Shown, shown
 from .folder import RUN, RunError, append, open_folder, read
 from .metrics import Summary, summarise
 from .perplexity import perplexity
@@ -54,6 +54,8 @@ CHECKPOINTS, RETENTION = "checkpoints.jsonl", "retention.png"
 
 # Facts of one edit that are scored together, and lost if the run is interrupted meanwhile.
 _SCORED_AT_ONCE = 64
+# Editing that is lost at most if a sequential run is killed.
+_UNSAVED_SECONDS = 60.0
 # Shares of a fact's time, for the progress bar only: where a phase begins within editing or scoring, and its length.
 _EDITING, _SCORING = 0.7, 0.3
 _PHASES = {
@@ -64,9 +66,6 @@ _PHASES = {
     Phase.PERPLEXITY: (_SCORING, 0.0),
     Phase.FINISHED: (0.0, 0.0),
 }
-
-Told = Callable[[Phase, float, int], None]
-"""Told what is being done, how many facts are done, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,9 @@ def run(
     data: str | LoadedFacts = "samples",
     mode: EditMode = "single",
     checkpoints: Collection[int] | None = None,
+    chunk: int = 1,
     perplexity_text: str | Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     model: str | None = None,
     limit: int | None = None,
     offset: int = 0,
@@ -117,7 +117,7 @@ def run(
     trust_remote_code: bool = False,
     easyedit: bool = False,
     examples: int = 0,
-    progress: Told | None = None,
+    progress: Shown = None,
 ) -> RunResult:
     """Edit facts, score them, and write the results to a folder as they come.
 
@@ -128,6 +128,7 @@ def run(
         data: see ``loredit.data.load``; or what it has loaded.
         mode: single, each fact on the unedited model; batch, one edit for all; sequential, one after another.
         checkpoints: after how many sequential edits all facts so far are scored, beside the end; None: 1, 10, 100, ...
+        chunk: facts that are learned together in sequential editing.
         perplexity_text: a file, on which both models' perplexity is measured at the same points.
         overrides: hyper-parameters in place of the preset's.
         model: a name in place of the preset's.
@@ -145,7 +146,7 @@ def run(
         trust_remote_code: run code that a model brings along.
         easyedit: write the results in EasyEdit's JSON form too.
         examples: generate answers for this many facts, the first, where ``measures`` does not for all.
-        progress: told which phase it is, and how many facts of how many are done.
+        progress: told which phase it is, and which share of how many facts is done; a bar if not given, False for none.
 
     Raises:
         ValueError: bad input; the message is for people.
@@ -162,7 +163,7 @@ def run(
         raise RunError(
             f"no facts to edit: {len(loaded_facts.facts)} in {loaded_facts.source}, offset {offset}, limit {limit}"
         )
-    points = _points(mode, checkpoints, len(chosen))
+    points = _points(mode, checkpoints, len(chosen), chunk)
     text = _text(mode, perplexity_text)
     if isinstance(editor, Editor):
         if preset is not None or overrides or model is not None:
@@ -179,6 +180,7 @@ def run(
         "editor": method.name(),
         "mode": mode,
         "checkpoints": points,
+        "chunk": chunk,
         "hparams": method.hparams.model_dump(mode="json"),
         "model": method.model_identity,
         "data": {
@@ -201,7 +203,7 @@ def run(
     begun = time.perf_counter()
     with nullcontext() if output is None else locked(Path(output)):
         folder = open_folder(record, Path(output) if output else None, name, resume, command)
-        with locked(folder) if output is None else nullcontext():
+        with locked(folder) if output is None else nullcontext(), shown(progress) as tell:
             job = _Job(
                 method,
                 chosen,
@@ -209,15 +211,15 @@ def run(
                 lambda edits, told: evaluate(
                     edits, measures=measures, fluency=fluency, seed=method.seed, progress=told
                 ),
-                _Counted(progress, len(chosen), _EDITING * len(chosen) + _SCORING * (sum(points) or len(chosen))),
+                _Counted(tell, len(chosen), _EDITING * len(chosen) + _SCORING * (sum(points) or len(chosen))),
                 () if "generation" in measures else [fact.case_id for fact in chosen[:examples]],
             )
             if mode == "single":
                 _edit_each(job, edits_at_once)
             else:
-                _edit_one(job, mode, points, text)
+                _edit_one(job, mode, points, chunk, text)
             summary, reached = _concluded(job, easyedit)
-            shown = told([*job.scores(EXAMPLES), *job.scores(RESULTS)], examples)
+            seen = told([*job.scores(EXAMPLES), *job.scores(RESULTS)], examples)
     return RunResult(
         summary,
         folder,
@@ -226,14 +228,14 @@ def run(
         loaded_facts.unanswered,
         time.perf_counter() - begun,
         reached,
-        shown,
+        seen,
     )
 
 
 def _command(
     editor: str,
     preset: str,
-    overrides: Mapping[str, Any],
+    overrides: Mapping[str, object],
     record: Mapping[str, Any],
     perplexity_text: str | Path | None,
     limit: int | None,
@@ -254,6 +256,8 @@ def _command(
         options += ["--mode", record["mode"]]
     if record["mode"] == "sequential":
         options += ["--checkpoints", ",".join(map(str, record["checkpoints"]))]
+    if record["chunk"] != 1:
+        options += ["--chunk", str(record["chunk"])]
     if perplexity_text is not None:
         options += ["--perplexity-text", str(perplexity_text)]
     if record["measures"]:
@@ -281,8 +285,11 @@ def _concluded(job: _Job, easyedit: bool) -> tuple[Summary, list[Checkpoint]]:
     return summary, reached
 
 
-def _points(mode: EditMode, checkpoints: Collection[int] | None, n: int) -> list[int]:
-    """After how many of the n facts everything so far is scored; nothing in single mode."""
+def _points(mode: EditMode, checkpoints: Collection[int] | None, n: int, chunk: int) -> list[int]:
+    """After how many of the n facts everything so far is scored, which is at the end of a chunk; nothing in single
+    mode."""
+    if chunk < 1 or (chunk > 1 and mode != "sequential"):
+        raise RunError(f"a chunk is a number of facts of sequential editing, 1 or more, not {chunk} in {mode} mode")
     if checkpoints is not None and mode != "sequential":
         raise RunError(f"checkpoints are for sequential editing; in {mode} mode facts are scored once, at the end")
     if bad := [point for point in checkpoints or () if point < 1]:
@@ -291,7 +298,7 @@ def _points(mode: EditMode, checkpoints: Collection[int] | None, n: int) -> list
         return []
     if checkpoints is None:
         checkpoints = [10**k for k in range(len(str(n)))] if mode == "sequential" else []
-    return sorted({point for point in checkpoints if point < n} | {n})
+    return sorted({min(n, -(-point // chunk) * chunk) for point in checkpoints if point < n} | {n})
 
 
 def _text(mode: EditMode, file: str | Path | None) -> str | None:
@@ -341,7 +348,7 @@ class _Job:
         for e, facts in enumerate(edits.facts):
             wanted = [i for i, fact in enumerate(facts) if fact.case_id in self.examples and fact.case_id not in done]
             if wanted:
-                seen = evaluate(edits[e].about(wanted), measures=["generation"], fluency=False)
+                seen = evaluate(edits[e].about(wanted), measures=["generation"], fluency=False, progress=False)
                 append(self.folder / EXAMPLES, seen)
 
 
@@ -356,8 +363,8 @@ def _edit_each(job: _Job, edits_at_once: int | None) -> None:
         begun = time.perf_counter()
 
 
-def _edit_one(job: _Job, mode: EditMode, points: Sequence[int], text: str | None) -> None:
-    """Batch and sequential: one edit, saved whenever it carries more facts, and scored at some points."""
+def _edit_one(job: _Job, mode: EditMode, points: Sequence[int], chunk: int, text: str | None) -> None:
+    """Batch and sequential: one edit, saved from time to time as it carries more facts, and scored at some points."""
     edits = _last(job)
     carried = len(edits.facts[0]) if edits else 0
     scored = sum(point.edits for point in read(job.folder / CHECKPOINTS, Checkpoint))
@@ -366,16 +373,20 @@ def _edit_one(job: _Job, mode: EditMode, points: Sequence[int], text: str | None
         _check(job, edits, points, text, 0.0)
     left = job.facts[carried:]
     if mode == "sequential":
-        states = job.method.edit_stream(left, after=edits, progress=job.told)
+        states = job.method.edit_stream(left, chunk=chunk, after=edits, progress=job.told)
     else:
         states = map(partial(job.method.edit, progress=job.told), [left] if left else [])
     before, seconds, begun = carried, 0.0, time.perf_counter()
+    saved = begun
     for edits in states:
         seconds += time.perf_counter() - begun
         new = len(edits.facts[0]) - carried
         carried += new
         job.told.finished(_EDITING * new)
-        _save(edits, job.folder)
+        # A state holds all facts so far, so that writing each would take time that grows with their square.
+        if carried in points or time.perf_counter() - saved > _UNSAVED_SECONDS:
+            _save(edits, job.folder)
+            saved = time.perf_counter()
         _check(job, edits, points, text, seconds / (carried - before))
         begun = time.perf_counter()
 
@@ -422,8 +433,8 @@ def _newest(folder: Path) -> Path | None:
 class _Counted:
     """Turns the phases of a batch into a count of facts, as if each were edited and scored once."""
 
-    def __init__(self, told: Told | None, facts: int, work: float) -> None:
-        self._told, self._facts, self._work, self._done = told or (lambda *_: None), facts, work, 0.0
+    def __init__(self, told: Progress, facts: int, work: float) -> None:
+        self._told, self._facts, self._work, self._done = told, facts, work, 0.0
 
     def __call__(self, phase: Phase, share: float, facts: int) -> None:
         begin, length = _PHASES[phase]
@@ -434,4 +445,4 @@ class _Counted:
         self._tell(Phase.FINISHED, self._done)
 
     def _tell(self, phase: Phase, done: float) -> None:
-        self._told(phase, done * self._facts / self._work, self._facts)
+        self._told(phase, done / self._work, self._facts)

@@ -25,11 +25,11 @@ from ..editors.base import Edits
 from ..engine.devices import Budget
 from ..engine.model.encoding import Batch, Encoded, EncodingError, chunks
 from ..engine.model.generation import Attach, TopK, continuations, greedy
-from ..engine.model.hooks import attached_to
+from ..engine.model.hooks import check_free
 from ..engine.model.passes import frozen, logits_at, recorded, replayed
 from ..engine.patches.branches import WeightSitePatch
 from ..engine.patches.patch import Patch
-from ..engine.progress import Phase, Progress
+from ..engine.progress import Phase, Shown, shown
 from ..engine.seeds import seed_of
 from .scores import AnswerScore, FactScores, Kind, ProbeScores, Seen
 
@@ -50,22 +50,23 @@ def evaluate(
     measures: Collection[Measure] = (),
     fluency: bool = True,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Shown = None,
 ) -> list[FactScores]:
     """Score every fact of every edit, in order. ``seed`` is for the sampled texts of ``fluency``.
 
     Raises RuntimeError while something is attached to the model: it would be taken for the unedited one.
     """
-    if attached_to(edits.editor.model):
-        raise RuntimeError("edits are attached to the model; evaluate outside of `with edits.on(...)`")
+    check_free(edits.editor.model, "evaluate")
     places = ((e, place) for e, facts in enumerate(edits.facts) for place in range(len(facts)))
-    jobs = [Job(edits, e, place, "probabilities" in measures) for e, place in places]
+    shares = [edits.nonzero_share(e) for e in range(len(edits))]  # of an edit, however many facts it carries
+    jobs = [Job(edits, e, place, shares[e], "probabilities" in measures) for e, place in places]
     good = [job for job in jobs if not job.error]
 
-    def told(phase: Phase) -> Callable[[float], None]:
-        return lambda share: progress(phase, share, len(edits)) if progress else None
+    with shown(progress) as tell, frozen(edits.editor.model), torch.no_grad():
 
-    with frozen(edits.editor.model), torch.no_grad():
+        def told(phase: Phase) -> Callable[[float], None]:
+            return lambda share: tell(phase, share, len(edits))
+
         _teacher_force(edits, good, told(Phase.SCORING))
         if "generation" in measures:
             _generate(edits, good, told(Phase.ANSWERS))
@@ -92,8 +93,8 @@ class Pass:
 class Job:
     """One fact under one edit: its probes, and what has been seen of them so far."""
 
-    def __init__(self, edits: Edits, edit: int, place: int, probabilities: bool) -> None:
-        self.edits, self.edit, self.fact = edits, edit, edits.facts[edit][place]
+    def __init__(self, edits: Edits, edit: int, place: int, share: float, probabilities: bool) -> None:
+        self.edits, self.edit, self.fact, self.share = edits, edit, edits.facts[edit][place], share
         self.error = edits.outcomes[edit].lost.get(place, edits.outcomes[edit].error)
         self.probes = list(_probes(self.fact, probabilities))
         self.rows: dict[tuple[str, str], Encoded] = {}
@@ -122,7 +123,8 @@ class Job:
             edited_text=edited_text,
             steps=outcome.steps,
             loss=outcome.loss,
-            nonzero_share=self.edits.nonzero_share(self.edit),
+            nonzero_share=self.share,
+            notes=outcome.notes,
             report={} if error else _report(self.edits.patch, self.edit),
             error=error,
         )

@@ -40,12 +40,12 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int, reserved: int = 0) -> None:
         self.tokenizer, self.context, self.reserved = tokenizer, context, reserved
 
-    def prompt(self, prompt: str) -> Encoded:
-        """A prompt alone, nothing to predict."""
+    def prompt(self, prompt: str, *, room: int = 0) -> Encoded:
+        """A prompt alone, nothing to predict; with ``room`` for so many tokens behind it."""
         ids = tuple(self.tokenizer(prompt)["input_ids"])
         if not ids:
             raise EncodingError(f"the prompt {prompt!r} becomes no token at all")
-        return self._fitting(Encoded(ids, len(ids)), prompt)
+        return self._fitting(Encoded(ids, len(ids)), prompt, room)
 
     def answered(self, prompt: str, answer: str, *, end_of_text: bool = False) -> Encoded:
         """Prompt and answer encoded together; the answer begins where the ids first differ from the prompt's alone."""
@@ -63,10 +63,10 @@ class Encoder:
             ids = (*ids, self.tokenizer.eos_token_id)
         return self._fitting(Encoded(ids, start), text)
 
-    def _fitting(self, encoded: Encoded, text: str) -> Encoded:
-        if len(encoded.ids) + self.reserved > self.context:
-            room = f"{self.context}, of which the method takes {self.reserved}" if self.reserved else self.context
-            raise EncodingError(f"{len(encoded.ids)} tokens, but the model's context is {room}: {text[:60]!r}...")
+    def _fitting(self, encoded: Encoded, text: str, room: int = 0) -> Encoded:
+        if len(encoded.ids) + room + self.reserved > self.context:
+            whole = f"{self.context}, of which the method takes {self.reserved}" if self.reserved else self.context
+            raise EncodingError(f"{len(encoded.ids)} tokens, but the model's context is {whole}: {text[:60]!r}...")
         return encoded
 
 

@@ -116,6 +116,7 @@ def run(
             metavar="N,N,...", help="Sequential: score all facts so far after so many edits; 1,10,100,... if not given."
         ),
     ] = None,
+    chunk: Annotated[int, typer.Option(min=1, help="Sequential: facts that are learned together.")] = 1,
     perplexity_text: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Batch, sequential: a text to measure the perplexity on.")
     ] = None,
@@ -165,34 +166,33 @@ def run(
 
         from ..evaluation import runs
         from ..evaluation.report.tables import examples, retention_table, table
-        from .progress import Bar
 
-        with Bar() as bar:
-            result = runs.run(
-                editor,
-                hparams,
-                mode=mode.value,
-                checkpoints=points,
-                perplexity_text=perplexity_text,
-                overrides=overrides,
-                model=model,
-                data=facts_given,
-                limit=limit,
-                offset=offset,
-                skip_bad=skip_bad,
-                seed=seed,
-                device=device,
-                dtype=dtype,
-                edits_at_once=edits_at_once,
-                measures=MEASURES[eval_],
-                fluency=fluency,
-                output=output,
-                resume=resume,
-                trust_remote_code=trust_remote_code,
-                easyedit=format_ is Format.easyedit,
-                examples=EXAMPLES,
-                progress=bar,
-            )
+        result = runs.run(
+            editor,
+            hparams,
+            mode=mode.value,
+            checkpoints=points,
+            chunk=chunk,
+            perplexity_text=perplexity_text,
+            overrides=overrides,
+            model=model,
+            data=facts_given,
+            limit=limit,
+            offset=offset,
+            skip_bad=skip_bad,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            edits_at_once=edits_at_once,
+            measures=MEASURES[eval_],
+            fluency=fluency,
+            output=output,
+            resume=resume,
+            trust_remote_code=trust_remote_code,
+            easyedit=format_ is Format.easyedit,
+            examples=EXAMPLES,
+            progress=True,
+        )
     facts = f"{result.facts} fact{'s' if result.facts > 1 else ''}"
     out.print(table(result.summary, title=f"{editor} on {facts}, mode {mode.value}"))
     if mode is Mode.sequential or perplexity_text:

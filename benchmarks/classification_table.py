@@ -4,8 +4,8 @@
     python benchmarks/classification_table.py glue --data DIR
 
 ``runs``: a row for each run's folder, for an ensemble one for each way to join its members. ``glue``: trains what has
-no results yet, the smallest set first, and prints the table after each run; stopped, it goes on where it was. Means over
-seeds, in percent, with the standard deviation behind ±.
+no results yet, the smallest set first, and prints the table after each run; stopped, it goes on where it was. Means
+over seeds, in percent, with the standard deviation behind ±.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ SETS = {
 METHODS = ("probe", "lora", "roselora", "simplexlora", "adalora", "adapter", "prefix", "bitfit", "full")
 
 PUBLISHED = {
-    # Hu et al. (2021), https://arxiv.org/abs/2106.09685, table 2, as in https://github.com/microsoft/LoRA. Dev sets. Its
-    # LoRA on MRPC, RTE and STS-B begins from a model that was trained on MNLI before.
+    # Hu et al. (2021), https://arxiv.org/abs/2106.09685, table 2, as in https://github.com/microsoft/LoRA. Dev sets.
+    # Its LoRA on MRPC, RTE and STS-B begins from a model that was trained on MNLI before.
     "RoBERTa-base, full, published": {"rte": "78.7", "mrpc": "90.2", "stsb": "91.2", "cola": "63.6", "sst2": "94.8"},
     "RoBERTa-base, LoRA, published": {
         "rte": "86.6 ± 0.7",

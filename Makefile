@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check clean
+.PHONY: demo test check faults nightly clean
 
 demo: $(INSTALLED)
 	$(BIN)/python run_edit.py --editor roselora --hparams smollm2.yaml
@@ -21,7 +21,7 @@ check: $(INSTALLED)
 	PYTHONPATH=. $(BIN)/lint-imports
 
 clean:
-	rm -rf .venv build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-nightly build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -31,3 +31,14 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install torch==2.13.0
 	$(BIN)/pip install -c constraints.txt -e '.[dev]'
 	touch $@
+
+# The tests of what is assumed about transformers, against the newest releases that pip finds.
+nightly: | $(BIN)/python
+	$(PYTHON) -m venv .venv-nightly
+	.venv-nightly/bin/pip install --quiet --upgrade torch transformers
+	.venv-nightly/bin/pip install --quiet --upgrade -e . pytest
+	OMP_NUM_THREADS=1 .venv-nightly/bin/python -m pytest -q tests/engine/model -W default
+
+# Plants each fault of tests/faults.py alone in a copy of the checkout; the tests beside it have to fail.
+faults: $(INSTALLED)
+	$(BIN)/python tests/faults.py --jobs 2

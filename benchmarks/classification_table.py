@@ -19,9 +19,8 @@ from typing import Annotated, Any
 
 import typer
 
-from loredit import hparams as presets
-from loredit.editors import Hparams, find
 from loredit.evaluation.classification.runs import FULL, PROBE, run
+from loredit.evaluation.tuning.methods import settings
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
@@ -98,12 +97,10 @@ def _percent(value: dict[str, Any]) -> str:
 
 def overrides(method: str, task: str) -> dict[str, int]:
     """The length of a run on this set, and what the preset's schedule counts in steps in proportion to it."""
-    cls = Hparams if method in (FULL, PROBE) else find(method).Hparams
-    preset = presets.read(cls, "classification", method, {})
+    preset = settings(method, "classification", None, {}, (FULL, PROBE))
     share = SETS[task].steps / preset.steps
-    return {
-        name: max(1, round(getattr(preset, name) * share)) for name in cls.in_steps if getattr(preset, name) is not None
-    } | {"steps": SETS[task].steps}
+    counted = {name: getattr(preset, name) for name in preset.in_steps}
+    return {name: max(1, round(n * share)) for name, n in counted.items() if n is not None}
 
 
 def trained(task: str, method: str, data: str, folder: Path, seeds: int, device: str) -> None:

@@ -136,9 +136,9 @@ def render(results: Results) -> None:
         f"The first {data['facts']} cases of {data['source']}, the model in {results.settings['dtype']}.",
         pages.table(headings, lines),
         *failed,
-        "![locality against edit success, and portability, by editor](figures/editors.png)",
+        "![generalization against locality, and portability, by editor](figures/editors.png)",
     ]
-    report.plot_locality_success({each.label: each.summary for each in rows}, FIGURES / "editors.png")
+    report.plot_generalization_locality({each.label: each.summary for each in rows}, FIGURES / "editors.png")
     for name, each in results.rows.items():
         if each.ranks:
             figure = f"ranks-{name.replace(':', '-')}.png"

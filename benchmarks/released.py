@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 EDITORS = ("adalora", "adapter", "bitfit", "compacter", "finetune", "lora", "prefix", "roselora", "simplexlora")
-VOLATILE = {"edit_seconds", "score_seconds", "seconds"}
+VOLATILE = {"edit_seconds", "score_seconds", "seconds", "norms"}  # times, and what older checkouts do not tell
 
 ROUTES = """
 import json, sys
@@ -74,7 +74,16 @@ def compare(before: Path, after: Path) -> list[str]:
         for pattern in ("*/*.jsonl", "*/metrics.json", "routes.json")
         for path in before.glob(pattern)
     )
-    return [str(name) for name in names if _read(before / name) != _read(after / name)]
+    return [str(name) for name in names if not _holds(_read(after / name), _read(before / name))]
+
+
+def _holds(new: Any, old: Any) -> bool:
+    """Whether all that was there before is there, and the same; what a newer version tells besides is no difference."""
+    if isinstance(old, dict):
+        return isinstance(new, dict) and all(key in new and _holds(new[key], old[key]) for key in old)
+    if isinstance(old, list):
+        return isinstance(new, list) and len(new) == len(old) and all(map(_holds, new, old))
+    return bool(new == old)
 
 
 def _read(path: Path) -> Any:

@@ -54,7 +54,7 @@ from loredit.evaluation.metrics import (  # noqa: E402
     Metric,
     MetricSummary,
     PairedDifference,
-    bootstrap_interval,
+    interval,
     failure,
 )
 
@@ -264,7 +264,7 @@ def summary(runs: Runs) -> Summary:
         means = by_case((case, value.mean) for case, value in seen)
         if not seen:
             return None
-        low, high = bootstrap_interval(means, 0)
+        low, high = interval(means, metric.bounds, 0)
         probes = sum(value.probes for _, value in seen)
         return Estimate(mean=means.mean(), low=low, high=high, facts=len(means), probes=probes)
 
@@ -278,9 +278,7 @@ def summary(runs: Runs) -> Summary:
         steps=fmean(fact.steps for fact in sound.values()) if sound else None,
         nonzero_share=fmean(fact.nonzero_share for fact in sound.values()) if sound else None,
         metrics={
-            metric.name: MetricSummary(
-                label=metric.label, mode=metric.mode, better=metric.better, edited=edited, base=estimate(metric, 1)
-            )
+            metric.name: MetricSummary(label=metric.label, mode=metric.mode, edited=edited, base=estimate(metric, 1))
             for metric in METRICS
             if (edited := estimate(metric, 0))
         },
@@ -298,11 +296,10 @@ def difference(a: Runs, b: Runs, metric: Metric) -> PairedDifference | None:
     if not pairs:
         return None
     first, second = (by_case((pair[0], pair[i]) for pair in pairs) for i in (1, 2))
-    low, high = bootstrap_interval(second - first, 0)
+    low, high = interval(second - first, metric.difference_bounds, 0)
     return PairedDifference(
         label=metric.label,
         mode=metric.mode,
-        better=metric.better,
         a=first.mean(),
         b=second.mean(),
         difference=(second - first).mean(),
@@ -382,11 +379,11 @@ def render(result: Study) -> None:
     text = [
         pages.table(headings, [("unedited", *unedited, *[pages.NOTHING] * 4), *arms]),
         *(f"{label}: {n} edits failed and count in no mean" for label, n in failed.items() if n),
-        f"![locality against edit success, and portability, by arm](figures/{FIGURE.name})",
+        f"![generalization against locality, and portability, by arm](figures/{FIGURE.name})",
         pages.table(("first − second", *labels, "cases"), compared),
     ]
     pages.fill(PAGE, "numbers", "\n\n".join(text))
-    report.plot_locality_success({ARMS[arm].label: found.summary for arm, found in result.arms.items()}, FIGURE)
+    report.plot_generalization_locality({ARMS[arm].label: found.summary for arm, found in result.arms.items()}, FIGURE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -139,7 +139,7 @@ def _piqa(task: str, path: Path, skip_bad: bool) -> AbilityTask:
             raise ValueError(f"field {lacking[0]!r} is no text")
         if row[1] not in ("0", "1"):
             raise ValueError(f"its label is {row[1]!r}; expected 0 or 1")
-        return Question(f"Question: {record['goal']}\nAnswer:", (record["sol1"], record["sol2"]), int(row[1]))
+        return Question(f"Question: {record['goal']}\nAnswer:", (str(record["sol1"]), str(record["sol2"])), int(row[1]))
 
     numbered = enumerate(zip(rows, right, strict=True), 1)
     return AbilityTask(task, parsed_rows(path, numbered, parse, skip_bad=skip_bad), (), sha256_of([content, *right]))

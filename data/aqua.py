@@ -7,7 +7,6 @@ scored with its question; rationales are not used. Training questions that occur
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from .examples import DataError, Example, TaskData, folder_of, json_object, read_rows, sha256_of, text_of
 
@@ -57,7 +56,7 @@ def _example(line: str) -> Example:
     return _from_record(json_object(line))
 
 
-def _from_record(record: Mapping[str, Any]) -> Example:
+def _from_record(record: Mapping[str, object]) -> Example:
     question, options, correct = (record.get(key) for key in ("question", "options", "correct"))
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f"field 'question' is {question!r}, expected a text")

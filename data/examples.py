@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 _log = logging.getLogger(__name__)
 _SHOWN = 10
@@ -127,7 +127,7 @@ def folder_of(source: str, task: str, needs: Iterable[str]) -> Path:
     )
 
 
-def json_object(line: str) -> dict[str, Any]:
+def json_object(line: str) -> dict[str, object]:
     """A line's JSON object. Raises ValueError saying what it is instead."""
     try:
         record = json.loads(line)

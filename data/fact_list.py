@@ -4,9 +4,10 @@
     The capital of {} is,France,Rome,Paris,The capital city of {} is,The capital of Portugal is,Lisbon
 
 Needed are ``prompt`` and ``target_new``. Optional are ``case_id``, ``subject``, ``ground_truth``, ``rephrase_prompt``,
-``locality_prompt`` with ``locality_ground_truth`` (the edit must leave it alone) and ``portability_prompt`` with
-``portability_ground_truth`` (it follows from the edit); in JSON also ``locality`` and ``portability`` with any number
-of probes in groups (see :func:`from_request`). ``{}`` in a prompt stands for the subject.
+``chat_prompt`` (a question as a user would type it in a chat), ``locality_prompt`` with ``locality_ground_truth`` (the
+edit must leave it alone) and ``portability_prompt`` with ``portability_ground_truth`` (it follows from the edit); in
+JSON also ``locality`` and ``portability`` with any number of probes in groups, and lists of rephrasings and questions
+(see :func:`from_request`). ``{}`` in a prompt stands for the subject.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 """Text that is not blank. It is kept as written: spaces at its ends are the data's own and are not stripped."""
@@ -23,22 +24,40 @@ class Probe(BaseModel):
 class Fact(BaseModel):
     """One edit request: after the edit, ``prompt`` is to be answered with ``target_new``.
 
-    ``rephrase_prompts`` ask the same in other words (generalization). ``locality`` probes ask for things the edit
-    must leave alone, ``portability`` probes for what follows from it; both are grouped by the kind of probe, as in
-    KnowEdit (``{"Relation_Specificity": (probe, ...)}``). ``ground_truth`` is what was right before the edit, with
-    its aliases. ``case_id`` names the fact in results and is unique within its file.
+    ``rephrase_prompts`` ask the same in other words (generalization); ``chat_prompts`` are the questions that a user
+    would type to a chat model, to be answered in a turn of its own and not by reading on. ``locality`` probes ask for
+    things the edit must leave alone, ``portability`` probes for what follows from it; both are grouped by the kind of
+    probe, as in KnowEdit (``{"Relation_Specificity": (probe, ...)}``). ``ground_truth`` is what was right before the
+    edit, with its aliases. ``case_id`` names the fact in results and is unique within its file; a fact without one gets
+    one that is made of what it says.
+
+    Example:
+        >>> Fact(prompt="The capital of France is", target_new="Rome", subject="France").case_id
+        'fact-dc0dd8ae'
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    case_id: Text
+    case_id: Text = ""
     prompt: Text
     target_new: Text
     subject: Text | None = None
     ground_truth: tuple[Text, ...] = ()
     rephrase_prompts: tuple[Text, ...] = ()
-    locality: dict[str, tuple[Probe, ...]] = Field(default_factory=dict)
-    portability: dict[str, tuple[Probe, ...]] = Field(default_factory=dict)
+    chat_prompts: tuple[Text, ...] = ()
+    locality: dict[Text, tuple[Probe, ...]] = Field(default_factory=dict)
+    portability: dict[Text, tuple[Probe, ...]] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: object) -> object:
+        if not isinstance(values, dict) or values.get("case_id") is not None:
+            return values
+        said = "\x1f".join(str(values.get(field)) for field in ("prompt", "subject", "target_new"))
+        return {**values, "case_id": f"fact-{hashlib.sha256(said.encode('utf-8', 'replace')).hexdigest()[:8]}"}
+
+    def __repr__(self) -> str:
+        return f"<Fact {self.case_id}: {self.prompt!r} -> {self.target_new!r}>"
 
 
 class BadRecord(NamedTuple):

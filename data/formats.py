@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from .facts import BadRecord, Fact, FactError
-from .messages import listed
+from .messages import brief, listed
 from .records import read_bytes, records
 from .requests import FIELDS, to_fact
 
@@ -31,14 +31,15 @@ class Format:
     keys: frozenset[str]
     names: Mapping[str, str]
 
-    def fact(self, record: Any, case_id: str) -> tuple[Fact, int]:
+    def fact(self, record: object, case_id: str) -> tuple[Fact, int]:
         """The record's fact, and how many of its probes were left out for want of an answer. Raises FactError."""
         if isinstance(record, ValueError):
             raise FactError("", [BadRecord("", "", str(record))])
         if not isinstance(record, dict):
-            raise FactError("", [BadRecord("", "", f"expected an object with fields, found {record!r}")])
+            raise FactError("", [BadRecord("", "", f"expected an object with fields, found {brief(record)}")])
         try:
-            return to_fact({field: _look_up(record, name) for field, name in self.names.items()}, case_id)
+            request = {field: _look_up(record, name) for field, name in self.names.items()}
+            return to_fact(request, case_id)
         except FactError as error:
             raise FactError("", [fault._replace(field=self._own(fault.field)) for fault in error.bad]) from None
 
@@ -79,12 +80,15 @@ def read(name: str, content: bytes, formats: Sequence[Format], *, skip_bad: bool
     found = list(records(name, content))
     objects = [record for _, record in found if isinstance(record, dict)]
     chosen = _choose(name, formats, objects)
-    bad = _misspelt(name, chosen, objects)
+    bad: list[BadRecord] = []
     facts: dict[str, Fact] = {}
     places: dict[str, str] = {}
     unanswered = 0
     for number, (line, record) in enumerate(found):
         where = f"{name}, line {line}, record {number}"
+        if isinstance(record, dict) and (misspelt := _misspelt(chosen, record)):
+            bad += [fault._replace(where=where) for fault in misspelt]
+            continue
         try:
             fact, dropped = chosen.fact(record, str(number))
         except FactError as error:
@@ -107,7 +111,7 @@ def read_file(path: str | Path, formats: Sequence[Format]) -> list[Fact]:
     return read(str(path), read_bytes(Path(path)), formats).facts
 
 
-def _choose(name: str, formats: Sequence[Format], objects: Sequence[dict[str, Any]]) -> Format:
+def _choose(name: str, formats: Sequence[Format], objects: Sequence[dict[str, object]]) -> Format:
     for candidate in formats:
         if any(candidate.keys <= record.keys() for record in objects):
             return candidate
@@ -118,15 +122,28 @@ def _choose(name: str, formats: Sequence[Format], objects: Sequence[dict[str, An
     return formats[-1]
 
 
-def _misspelt(name: str, chosen: Format, objects: Sequence[dict[str, Any]]) -> list[BadRecord]:
-    """Fields that are no record's and nearly the name of one that no record has, so that no column is lost unseen."""
-    seen = dict.fromkeys(key for record in objects for key in record)
-    absent = [field for field in chosen.names.values() if field not in seen]
-    near = {key: get_close_matches(key, absent, n=1, cutoff=0.85) for key in seen if key not in chosen.names.values()}
-    return [BadRecord(name, key, f"is unknown; did you mean {match[0]!r}?") for key, match in near.items() if match]
+def _misspelt(chosen: Format, record: dict[str, object]) -> list[BadRecord]:
+    """Fields of a record that are nearly the name of one that it does not have, so that nothing is lost unseen."""
+    known = {name.partition(".")[0] for name in chosen.names.values()}
+    absent = [name for name in known if name not in record]
+    near = {key: _nearest(key, tuple(sorted(absent))) for key in record if key not in known}
+    return [BadRecord("", key, f"is unknown; did you mean {match!r}?") for key, match in near.items() if match]
 
 
-def _look_up(record: Any, dotted: str) -> Any:
-    for name in dotted.split("."):
-        record = record.get(name) if isinstance(record, Mapping) else None
-    return record
+@lru_cache(maxsize=1024)  # the records of a file have the same few names
+def _nearest(key: str, names: tuple[str, ...]) -> str | None:
+    return next(iter(get_close_matches(key, names, n=1, cutoff=0.85)), None)
+
+
+def _look_up(record: Mapping[str, object], dotted: str) -> object:
+    """A field, or one inside of others. Raises FactError where one of those is no object, whose parts would be lost."""
+    value: object = record
+    names = dotted.split(".")
+    for depth, name in enumerate(names):
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            outer = ".".join(names[:depth])
+            raise FactError("", [BadRecord("", outer, f"is {brief(value)}, expected an object with {name!r}")])
+        value = value.get(name)
+    return value

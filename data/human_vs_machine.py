@@ -60,7 +60,8 @@ def _topic(record: dict[str, Any]) -> str:
 def _record(line: str) -> dict[str, Any]:
     record = json_object(line)
     for field in ("text", "label"):
-        if not isinstance(record.get(field), str) or not record[field].strip():
+        text = record.get(field)
+        if not isinstance(text, str) or not text.strip():
             raise ValueError(f"field {field!r} is {record.get(field)!r}, expected a text")
     return record
 

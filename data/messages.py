@@ -51,3 +51,14 @@ def unknown(kind: str, name: str, known: Collection[str]) -> str:
         "unknown editor 'xyz'. There are: lora"
     """
     return f"unknown {kind} {name!r}{did_you_mean(name, known) or '.'} There are: {', '.join(known)}"
+
+
+def brief(value: object, most: int = 120) -> str:
+    """A value as Python writes it, cut where it is long.
+
+    Example:
+        >>> brief("abcdef", most=4)
+        "'abc..."
+    """
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."

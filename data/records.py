@@ -28,7 +28,7 @@ def read_bytes(path: Path) -> bytes:
         raise FactError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def records(name: str, content: bytes) -> Iterator[tuple[int, Any]]:
+def records(name: str, content: bytes) -> Iterator[tuple[int, object]]:
     """(line, record) for each record; a ValueError stands for a record that cannot be read.
 
     The suffix of ``name`` decides where it is .csv, .tsv, .json or .jsonl, the first character elsewhere. Raises
@@ -46,19 +46,44 @@ def records(name: str, content: bytes) -> Iterator[tuple[int, Any]]:
     return _json(name, text)
 
 
-def _parsed(row: str) -> Any:
+def _parsed(row: str) -> object:
     try:
-        return json.loads(row)
+        return _loads(row)
     except json.JSONDecodeError as error:
         return ValueError(f"not JSON, column {error.colno}: {error.msg}")
+    except ValueError as error:
+        return error
 
 
-def _json(name: str, text: str) -> Iterator[tuple[int, Any]]:
+def _loads(text: str) -> Any:
+    """JSON, refusing what would be lost or would not be written again: ValueError, JSONDecodeError where it is none."""
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+    except RecursionError:
+        raise ValueError("too deeply nested") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = dict.fromkeys(name for name in names if names.count(name) > 1)
+        raise ValueError(f"a field occurs twice in one record: {', '.join(twice)}")
+    return found
+
+
+def _constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _json(name: str, text: str) -> Iterator[tuple[int, object]]:
     """The records of a list, or the one record that the text is, each with the line where it begins."""
     try:
-        whole = json.loads(text)
+        whole = _loads(text)
     except json.JSONDecodeError as error:
         raise FactError(f"{name}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from error
+    except ValueError as error:  # also a number of more digits than Python reads
+        raise FactError(f"{name}: {error}") from error
     if not isinstance(whole, list):
         yield 1, whole
         return
@@ -71,7 +96,7 @@ def _json(name: str, text: str) -> Iterator[tuple[int, Any]]:
         yield line, record
 
 
-def _csv(name: str, text: str) -> Iterator[tuple[int, Any]]:
+def _csv(name: str, text: str) -> Iterator[tuple[int, object]]:
     """Rows as dictionaries; an empty cell is an absent field, a space after a separator is no part of the cell.
 
     The separator is whichever of comma, semicolon and tab the header has most of.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import zip_longest
-from typing import Any
 
 from pydantic import ValidationError
 
 from .facts import BadRecord, Fact, FactError
+from .messages import brief
 
 FIELDS = (
-    *("case_id", "prompt", "target_new", "subject", "ground_truth", "rephrase_prompt", "locality", "portability"),
+    *("case_id", "prompt", "target_new", "subject", "ground_truth", "rephrase_prompt", "chat_prompt"),
+    *("locality", "portability"),
     *("locality_prompt", "locality_ground_truth", "portability_prompt", "portability_ground_truth"),
 )
 """The fields of a request that make a fact; others (EasyEdit's ``target_neg``, KnowEdit's ``cond``) are ignored."""
@@ -26,79 +27,89 @@ _MISSING = object()
 _MESSAGES = {
     "missing": "is missing",
     "string_too_short": "is empty",
+    "string_unicode": "holds half of a character (a lone surrogate)",
     "string_pattern_mismatch": "is blank",
-    "string_type": "is {!r}, expected text (in JSON: in quotes)",
-    "dict_type": "is {!r}, expected groups of probes: name -> list of prompt and ground_truth",
-    "model_type": "is {!r}, expected a probe: prompt and ground_truth",
+    "string_type": "is {}, expected text (in JSON: in quotes)",
+    "dict_type": "is {}, expected groups of probes: name -> list of prompt and ground_truth",
+    "model_type": "is {}, expected a probe: prompt and ground_truth",
 }
 
 
-def from_request(request: Mapping[str, Any], *, case_id: str = "0") -> Fact:
+def from_request(request: Mapping[str, object], *, case_id: str | None = None) -> Fact:
     """The fact that EasyEdit's request dictionary asks for.
 
     ``locality`` and ``portability`` map a group to EasyEdit's columns, ``{prompt: [p, ...], ground_truth: [a, ...]}``,
     or to KnowEdit's list of ``{prompt, ground_truth}``; flat fields (``locality_prompt``, ``locality_ground_truth``)
-    do as well. ``ground_truth`` and each answer may be one text or (nested) lists of aliases, ``rephrase_prompt`` one
-    text or a list. ``{}`` in a prompt stands for the subject. A probe whose answer is empty is left out.
-    ``case_id`` is for a request without one. Raises FactError, which lists all faults.
+    do as well. ``ground_truth`` and each answer may be one text or (nested) lists of aliases, ``rephrase_prompt`` and
+    ``chat_prompt`` (what a user would ask a chat model; EasyEdit has no such field) one text or a list. ``{}`` in a
+    prompt stands for the subject. A probe whose answer is empty is left out. ``case_id`` is for a request without one;
+    None: one that is made of what the fact says. Raises FactError, which lists all faults.
     """
     return to_fact(request, case_id)[0]
 
 
-def to_fact(request: Mapping[str, Any], case_id: str) -> tuple[Fact, int]:
+def to_fact(request: Mapping[str, object], case_id: str | None) -> tuple[Fact, int]:
     """:func:`from_request`, and how many probes were left out because their answer is empty."""
     given = {name: value for name, value in request.items() if value is not None}
     subject = given.get("subject")
 
-    def fill(prompt: Any) -> Any:
+    def fill(prompt: object) -> object:
         return prompt.replace("{}", subject) if isinstance(prompt, str) and isinstance(subject, str) else prompt
 
     number = given.get("case_id", case_id)
-    fields: dict[str, Any] = {name: given[name] for name in ("prompt", "target_new", "subject") if name in given}
+    fields: dict[str, object] = {name: given[name] for name in ("prompt", "target_new", "subject") if name in given}
     if "prompt" in fields:
         fields["prompt"] = fill(fields["prompt"])
     fields["case_id"] = str(number) if type(number) is int else number
     fields["ground_truth"] = [text for text in _texts(given.get("ground_truth")) if text != NO_GROUND_TRUTH]
     fields["rephrase_prompts"] = [fill(text) for text in _texts(given.get("rephrase_prompt"))]
+    fields["chat_prompts"] = [fill(text) for text in _texts(given.get("chat_prompt"))]
     probes = {kind: _groups(given, kind, fill) for kind in FLAT_GROUPS}
     answered = {kind: _answered(groups) for kind, groups in probes.items()}
-    bad = []
-    if "subject" not in given and "{}" in str(given.get("prompt")):
-        bad.append(BadRecord("", "subject", "is missing, and the prompt has {} for it"))
+    bad = [
+        BadRecord("", "subject", f"is missing, and the {name} has {{}} for it")
+        for name, texts in _prompts(given, probes).items()
+        if "subject" not in given and any("{}" in text for text in texts if isinstance(text, str))
+    ]
     try:
         fact = Fact.model_validate(fields | answered)
     except ValidationError as error:
         for fault in error.errors():
             if fault["type"] == "too_short":  # follows from the refused answers of the same probe, told by themselves
                 continue
-            message = _MESSAGES.get(fault["type"], fault["msg"]).format(fault["input"])
+            message = _MESSAGES.get(fault["type"], fault["msg"]).format(brief(fault["input"]))
             bad.append(BadRecord("", _field(fault["loc"], given), message))
     if bad:
         raise FactError("this request makes no fact:", bad)
     return fact, sum(_count(probes[kind]) - _count(answered[kind]) for kind in probes)
 
 
-def _texts(value: Any) -> list[Any]:
+def _texts(value: object) -> list[object]:
     """``value`` (a text, or nested lists of texts) as a flat list in order, without blanks and repeats."""
-    nested = [_texts(item) for item in value] if isinstance(value, (list, tuple)) else [[value]]
-    texts: list[Any] = []
-    for text in (text for part in nested for text in part):
-        if text is not None and str(text).strip() and text not in texts:
-            texts.append(text)
-    return texts
+    flat: list[object] = []
+    left = [value]
+    while left:  # without recursion, since a stranger's lists may be nested deeply
+        item = left.pop()
+        if isinstance(item, (list, tuple)):
+            left += reversed(item)
+        elif item is not None and str(item).strip():
+            flat.append(item)
+    return [*{(type(item), repr(item)): item for item in flat}.values()]
 
 
-def _groups(request: Mapping[str, Any], kind: str, fill: Callable[[Any], Any]) -> Any:
+def _groups(request: Mapping[str, object], kind: str, fill: Callable[[object], object]) -> object:
     """``kind``'s probes by group, from the nested and the flat fields. What is no mapping passes, to be refused."""
     groups = request.get(kind, {})
     flat = {name: request[f"{kind}_{name}"] for name in ("prompt", "ground_truth") if f"{kind}_{name}" in request}
     if not isinstance(groups, Mapping):
         return groups
-    groups = {**groups, FLAT_GROUPS[kind]: flat} if flat else groups
-    return {group: list(_probes(value, fill)) for group, value in groups.items() if value is not None}
+    found = {group: list(_probes(value, fill)) for group, value in groups.items() if value is not None}
+    if flat:  # beside what the group of that name holds already
+        found[FLAT_GROUPS[kind]] = [*found.get(FLAT_GROUPS[kind], []), *_probes(flat, fill)]
+    return found
 
 
-def _probes(group: Any, fill: Callable[[Any], Any]) -> Iterator[Any]:
+def _probes(group: object, fill: Callable[[object], object]) -> Iterator[object]:
     """A Probe's fields for each probe of a list, or of columns (a single answer is every prompt's answer)."""
     for item in group if isinstance(group, (list, tuple)) else [group]:
         if not isinstance(item, Mapping):
@@ -114,7 +125,7 @@ def _probes(group: Any, fill: Callable[[Any], Any]) -> Iterator[Any]:
             yield asked if answer is _MISSING else asked | {"answers": _texts(answer)}
 
 
-def _answered(groups: Any) -> Any:
+def _answered(groups: object) -> object:
     """``groups`` without the probes that have an answer field with nothing in it, and without empty groups."""
     if not isinstance(groups, Mapping):
         return groups
@@ -125,14 +136,34 @@ def _answered(groups: Any) -> Any:
     return {group: probes for group, probes in kept.items() if probes}
 
 
-def _count(groups: Any) -> int:
+def _count(groups: object) -> int:
     return sum(map(len, groups.values())) if isinstance(groups, Mapping) else 0
 
 
-def _field(loc: tuple[int | str, ...], request: Mapping[str, Any]) -> str:
+def _field(loc: tuple[int | str, ...], request: Mapping[str, object]) -> str:
     """A fault's place in the request: ("locality", "g", 0, "answers") -> "locality.g[0].ground_truth"."""
-    names = {"answers": "ground_truth", "rephrase_prompts": "rephrase_prompt"}
+    names = {"answers": "ground_truth", "rephrase_prompts": "rephrase_prompt", "chat_prompts": "chat_prompt"}
     kind, *rest = (names.get(str(part), part) for part in loc)
-    if rest and rest[0] == FLAT_GROUPS.get(str(kind)) and rest[0] not in request.get(str(kind), {}):
+    if rest and rest[0] == FLAT_GROUPS.get(str(kind)) and rest[0] not in _mapping(request.get(str(kind))):
         return f"{kind}_{rest[2] if len(rest) > 2 else 'prompt'}"
     return str(kind) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)
+
+
+def _prompts(request: Mapping[str, object], probes: Mapping[str, object]) -> dict[str, list[object]]:
+    """All texts of a request in which {} stands for the subject, by the field that they are in."""
+    own = {name: _texts(request.get(name)) for name in ("prompt", "chat_prompt", "rephrase_prompt")}
+    asked = {
+        kind: [
+            probe["prompt"]
+            for group in _mapping(groups).values()
+            if isinstance(group, list)
+            for probe in group
+            if isinstance(probe, dict) and "prompt" in probe
+        ]
+        for kind, groups in probes.items()
+    }
+    return own | asked
+
+
+def _mapping(value: object) -> Mapping[object, object]:
+    return value if isinstance(value, Mapping) else {}

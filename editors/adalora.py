@@ -33,7 +33,6 @@ An edit stops early only from step T - t_f on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -41,6 +40,7 @@ from torch import Tensor, nn
 
 from ..engine.model.sites import Site, sites
 from ..engine.patches.branches import Factors, LowRankBranch, WeightSitePatch
+from ..engine.patches.patch import Report
 from ..engine.patches.rows import Rows
 from ..engine.seeds import PerEdit
 from ..engine.settings import SiteHparams
@@ -182,7 +182,7 @@ class AdaLoRAPatch(WeightSitePatch[Triplets]):
         parts = zip(self.items(), self.kept[edit], strict=True)
         return [t for (_, b), kept in parts for t in (b.p[edit] * kept, b.lam[edit] * kept, b.q[edit] * kept[:, None])]
 
-    def report(self, edit: int) -> dict[str, Any]:
+    def report(self, edit: int) -> Report:
         """``ranks``: triplets kept, by site."""
         return {"ranks": {site.name: int(kept.sum()) for site, kept in zip(self.sites, self.kept[edit], strict=True)}}
 

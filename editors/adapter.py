@@ -27,7 +27,7 @@ Trained numbers of an edit: 2 m d + d + m at each place.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -38,7 +38,7 @@ from ..engine.model.sites import Site, SiteError, blocks, sites
 from ..engine.patches.branches import Branch, SitePatch
 from ..engine.patches.rows import Rows
 from ..engine.seeds import PerEdit
-from ..engine.settings import Hparams, Layers
+from ..engine.settings import Layers, TrainedHparams
 from .base import TrainedEditor
 
 Placement = Literal["houlsby", "pfeiffer", "parallel"]
@@ -57,7 +57,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
 }
 
 
-class BottleneckHparams(Hparams):
+class BottleneckHparams(TrainedHparams):
     placement: Placement = Field(
         description="houlsby: after attention and MLP; pfeiffer: after MLP; parallel: beside it"
     )
@@ -70,7 +70,7 @@ class BottleneckHparams(Hparams):
 class AdapterHparams(BottleneckHparams):
     @model_validator(mode="before")
     @classmethod
-    def _as_the_placement_has_it(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _as_the_placement_has_it(cls, values: dict[str, object]) -> dict[str, object]:
         return {**_DEFAULTS.get(str(values.get("placement")), {}), **values}
 
 

@@ -8,10 +8,11 @@ all.
 from __future__ import annotations
 
 import copy
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import final
 
@@ -19,13 +20,13 @@ from transformers import PreTrainedModel
 
 from ..data.facts import Fact
 from ..data.messages import listed
-from ..engine.method import Method
-from ..engine.model.hooks import attached_to
+from ..engine.method import Method, Trained
+from ..engine.model.hooks import check_free, seen_by_compiled_code
 from ..engine.model.passes import rows_counted
 from ..engine.outcome import Outcome
 from ..engine.patches.patch import Patch, WeightPatch
 from ..engine.patches.rows import Rows
-from ..engine.progress import Phase, Progress
+from ..engine.progress import Phase, Progress, Shown, shown
 from ..engine.storage.manifest import (
     MANIFEST,
     EditsError,
@@ -37,8 +38,11 @@ from ..engine.storage.manifest import (
 )
 from ..engine.storage.packed import packed
 from ..engine.training.batches import Learned, in_batches
+from ..engine.training.checking import checked
 from ..engine.training.lessons import Lesson
 from ..engine.training.loop import train
+from ..engine.training.memory import bytes_in_training
+from ..engine.training.solving import Solver, Values, independent, joint
 from ..engine.training.together import together
 
 NO_FACTS = "an edit carries at least one fact; the list is empty"
@@ -54,7 +58,7 @@ class Editor(Method, ABC):
         *,
         edits_at_once: int | None = None,
         checkpoint: str | Path | None = None,
-        progress: Progress | None = None,
+        progress: Shown = None,
     ) -> Edits:
         """Independent edits, one for each fact, trained side by side; the result is in the order of ``facts``.
 
@@ -63,32 +67,38 @@ class Editor(Method, ABC):
             edits_at_once: edits trained side by side; as many as memory allows if not given.
             checkpoint: a folder that gets every finished batch; what lies there of an interrupted call with the same
                 settings is not trained again. The folder is the caller's to delete.
-            progress: told the share of all facts.
+            progress: told the share of all facts; a bar in a terminal or notebook if not given, False for none.
 
         Raises:
             ValueError: there is no fact.
             RuntimeError: something is attached to the model.
+
+        Example:
+            >>> edits = editor.edit_each(facts)  # doctest: +SKIP
+            >>> with edits.on("france"):  # doctest: +SKIP
+            ...     model.generate(**inputs)
         """
         self._may_begin(facts)
         parts = [] if checkpoint is None else _finished(self, facts, Path(checkpoint))
-        known = {i for part in parts for i in part.facts}
+        known = {i for indices, _ in parts for i in indices}
         left = [i for i in range(len(facts)) if i not in known]
         done = len(known)
 
-        def told(phase: Phase, share: float, edits: int) -> None:
-            if progress:
-                progress(phase, (done + share * edits) / len(facts), len(facts))
+        with shown(progress) as tell:
 
-        for batch in in_batches(self, [facts[i] for i in left], edits_at_once, told):
-            part = Learned([left[i] for i in batch.facts], batch.patch, batch.outcomes)
-            if checkpoint is not None:
-                _edits(self, facts, part).save(Path(checkpoint) / str(len(parts)))
-            parts.append(part)
-            done += len(part.facts)
-            told(Phase.FINISHED, 0.0, 0)
-        at = {i: place for place, i in enumerate(i for part in parts for i in part.facts)}
-        every = Edits.concatenated([_edits(self, facts, part) for part in parts])
-        return every.taken([at[i] for i in range(len(facts))])
+            def told(phase: Phase, share: float, edits: int) -> None:
+                tell(phase, (done + share * edits) / len(facts), len(facts))
+
+            for batch in in_batches(self, [facts[i] for i in left], edits_at_once, told):
+                indices = [left[i] for i in batch.facts]
+                edits = _edits(self, facts, batch._replace(facts=indices))
+                if checkpoint is not None:
+                    edits.save(Path(checkpoint) / str(len(parts)))
+                parts.append((indices, edits))
+                done += len(indices)
+                told(Phase.FINISHED, 0.0, 0)
+        at = {i: place for place, i in enumerate(i for indices, _ in parts for i in indices)}
+        return Edits.concatenated([edits for _, edits in parts]).taken([at[i] for i in range(len(facts))])
 
     @final
     def edit_batches(
@@ -104,13 +114,13 @@ class Editor(Method, ABC):
             yield _edits(self, facts, batch)
 
     @final
-    def edit(self, facts: Sequence[Fact], *, after: Edits | None = None, progress: Progress | None = None) -> Edits:
+    def edit(self, facts: Sequence[Fact], *, after: Edits | None = None, progress: Shown = None) -> Edits:
         """One edit that carries all facts.
 
         Args:
             facts: what is to be edited; at least one.
             after: an edit to go on from, whose facts the new one carries too.
-            progress: told the share of all facts.
+            progress: told the share of all facts; a bar in a terminal or notebook if not given, False for none.
 
         A fact that cannot be learned (``Outcome.lost``) leaves the others.
 
@@ -121,33 +131,60 @@ class Editor(Method, ABC):
         self._may_begin(facts)
         earlier, past = (after.facts[0], after.outcomes[0]) if after else ((), Outcome(0, None))
         seed = int(after.patch.seeds[0]) if after else self.seed_for(facts)
-        patch, outcome = self.carry(facts, seed, after.patch if after else None, progress)
+        with shown(progress) as tell:
+            good = [fact for i, fact in enumerate(earlier) if i not in past.lost]
+            patch, outcome = self.carry(facts, seed, after.patch if after else None, good, tell)
         lost = {**past.lost, **{len(earlier) + i: message for i, message in outcome.lost.items()}}
         carried = (*earlier, *facts)
         error = outcome.error or (None if len(lost) < len(carried) else next(iter(lost.values())))
-        return Edits(self, patch, (carried,), (Outcome(past.steps + outcome.steps, outcome.loss, error, lost),))
+        notes = tuple(dict.fromkeys((*past.notes, *outcome.notes)))
+        steps, loss = past.steps + outcome.steps, past.loss if outcome.loss is None else outcome.loss
+        checks = tuple(checked(self, patch, [(0, fact) for fact in carried]))
+        return Edits(self, patch, (carried,), (Outcome(steps, loss, error, lost, notes, checks),))
 
     @final
     def edit_stream(
-        self, facts: Iterable[Fact], *, after: Edits | None = None, progress: Progress | None = None
+        self, facts: Iterable[Fact], *, chunk: int = 1, after: Edits | None = None, progress: Progress | None = None
     ) -> Iterator[Edits]:
-        """Sequential editing: one fact after another on the same patch; yields the state after each.
+        """Sequential editing: so many facts at a time, one chunk after another on the same patch.
 
-        ``after``: a state to go on from. A fact that cannot be learned (``Outcome.lost``) leaves the patch as it was.
+        Args:
+            facts: what is to be edited, in order.
+            chunk: facts that are learned together.
+            after: a state to go on from.
+            progress: told the share of each chunk.
+
+        Yields:
+            The state after each chunk, which carries all facts so far. A fact that cannot be learned
+            (``Outcome.lost``) leaves the patch as it was.
         """
-        for fact in facts:
-            after = self.edit([fact], after=after, progress=progress)
+        left = iter(facts)
+        while part := [*islice(left, chunk)]:
+            after = self.edit(part, after=after, progress=progress or False)  # no bar for each single chunk
             yield after
+
+    @abstractmethod
+    def carry(
+        self,
+        facts: Sequence[Fact],
+        seed: int,
+        before: Patch | None = None,
+        earlier: Sequence[Fact] = (),
+        progress: Progress | None = None,
+    ) -> tuple[Patch, Outcome]:
+        """One edit that carries all ``facts``, going on from the patch ``before``, which carries ``earlier`` ones.
+
+        A fact that cannot be learned is in ``Outcome.lost`` and leaves the others.
+        """
 
     def _may_begin(self, facts: Sequence[Fact]) -> None:
         if not facts:
             raise ValueError(NO_FACTS)
-        if attached_to(self.model):
-            raise RuntimeError("edits are attached to the model; edit outside of `with edits.on(...)`")
+        check_free(self.model, "edit")
         _ = self.model_identity  # of the model as it is now, whatever is done to it before the edits are saved
 
 
-class TrainedEditor(Editor, ABC):
+class TrainedEditor(Editor, Trained, ABC):
     """A method whose patches are trained by gradients in the one loop."""
 
     @final
@@ -158,9 +195,48 @@ class TrainedEditor(Editor, ABC):
 
     @final
     def carry(
-        self, facts: Sequence[Fact], seed: int, before: Patch | None, progress: Progress | None = None
+        self,
+        facts: Sequence[Fact],
+        seed: int,
+        before: Patch | None = None,
+        earlier: Sequence[Fact] = (),
+        progress: Progress | None = None,
     ) -> tuple[Patch, Outcome]:
-        return together(self, facts, seed, before, progress)
+        return together(self, facts, seed, before, earlier, progress)
+
+    @final
+    def bytes_per_edit(self, lesson: Lesson) -> int:
+        return bytes_in_training(self, lesson)
+
+
+class SolvedEditor(Editor, Solver, ABC):
+    """A method that finds its facts' values by gradients, and the weights that give them in closed form.
+
+    It says how one weight changes (:meth:`~..engine.training.solving.Solver.change`); facts have to name their subject.
+    """
+
+    merges = True
+
+    @final
+    def learn(
+        self, lessons: Sequence[Lesson], seeds: Sequence[int], progress: Progress | None = None
+    ) -> tuple[Patch, list[Outcome]]:
+        return independent(self, lessons, seeds, progress)
+
+    @final
+    def carry(
+        self,
+        facts: Sequence[Fact],
+        seed: int,
+        before: Patch | None = None,
+        earlier: Sequence[Fact] = (),
+        progress: Progress | None = None,
+    ) -> tuple[Patch, Outcome]:
+        return joint(self, facts, seed, before, progress)  # what it needs of earlier facts is in the patch
+
+    @final
+    def bytes_per_edit(self, lesson: Lesson) -> int:
+        return Values(self).bytes_per_edit(lesson)  # what is solved for is small beside what training keeps
 
 
 @dataclass(frozen=True, repr=False)
@@ -190,9 +266,24 @@ class Edits:
         """Of all facts, in order."""
         return [fact.case_id for facts in self.facts for fact in facts]
 
+    @property
+    def unlearned(self) -> list[str]:
+        """The case ids of facts that were not learned: lost, failed, or answered otherwise when they were checked."""
+        found = []
+        for facts, outcome in zip(self.facts, self.outcomes, strict=True):
+            checks = outcome.checks or (None,) * len(facts)
+            for i, (fact, check) in enumerate(zip(facts, checks, strict=True)):
+                if outcome.error or i in outcome.lost or (check is not None and not check.learned):
+                    found.append(fact.case_id)
+        return found
+
     def index(self, edit: int | str) -> int:
         """The index of an edit that is named by its index or by a case id. Raises EditsError, IndexError."""
-        return edit_of(self.facts, edit) if isinstance(edit, str) else range(len(self))[edit]
+        if isinstance(edit, str):
+            return edit_of(self.facts, edit)
+        if not -len(self) <= edit < len(self):
+            raise IndexError(f"there are edits 0 to {len(self) - 1}, not {edit}")
+        return edit % len(self)
 
     def __getitem__(self, edit: int | str) -> Edits:
         return self.taken([self.index(edit)])
@@ -214,12 +305,11 @@ class Edits:
             ...     model.generate(**inputs, num_beams=4)
         """
         model = self.editor.model
-        if attached_to(model):
-            raise RuntimeError("edits are attached to the model already; name all rows in one `with edits.on([...])`")
+        check_free(model, "attach others")
         one = isinstance(rows, (int, str))
         named = [rows] if isinstance(rows, (int, str)) else rows
-        indices = [row if row == -1 else self.index(row) for row in named]
-        with self.patch.attached(model, Rows(indices, len(self), model.device)):
+        indices = [self.index(row) if isinstance(row, str) else row for row in named]  # Rows knows which there are
+        with self.patch.attached(model, Rows(indices, len(self), model.device)), seen_by_compiled_code():
             if one:
                 yield
             else:
@@ -241,8 +331,7 @@ class Edits:
             raise TypeError(f"{self.editor.name()} is no change of weights and cannot be merged; use `edits.on(...)`")
         if error := self.outcomes[i].error:
             raise ValueError(f"edit {edit!r} failed and changes nothing: {error}")
-        if attached_to(self.editor.model):  # the copy would have the hooks too, and no one to take them off
-            raise RuntimeError("edits are attached to the model; merge outside of `with edits.on(...)`")
+        check_free(self.editor.model, "merge")  # the copy would have the hooks too, and no one to take them off
         model = copy.deepcopy(self.editor.model)
         self.patch.merge(model, i)
         return model
@@ -277,7 +366,9 @@ class Edits:
         """The one edit, said to carry only these of its facts; for scoring some of many."""
         (carried,), (outcome,) = self.facts, self.outcomes
         lost = {i: outcome.lost[fact] for i, fact in enumerate(facts) if fact in outcome.lost}
-        return replace(self, facts=(tuple(carried[i] for i in facts),), outcomes=(replace(outcome, lost=lost),))
+        checks = tuple(outcome.checks[i] for i in facts) if outcome.checks else ()
+        some = replace(outcome, lost=lost, checks=checks)
+        return replace(self, facts=(tuple(carried[i] for i in facts),), outcomes=(some,))
 
 
 def manifest_of(edits: Edits) -> Manifest:
@@ -300,11 +391,14 @@ def read_edits(folder: Path, manifest: Manifest, editor: Editor) -> Edits:
 
 
 def _edits(editor: Editor, facts: Sequence[Fact], learned: Learned) -> Edits:
-    return Edits(editor, learned.patch, tuple((facts[i],) for i in learned.facts), tuple(learned.outcomes))
+    carried = [facts[i] for i in learned.facts]
+    checks = checked(editor, learned.patch, [*enumerate(carried)])
+    outcomes = (replace(o, checks=(check,)) for o, check in zip(learned.outcomes, checks, strict=True))
+    return Edits(editor, learned.patch, tuple((fact,) for fact in carried), tuple(outcomes))
 
 
-def _finished(editor: Editor, facts: Sequence[Fact], folder: Path) -> list[Learned]:
-    """The batches that an interrupted :meth:`Editor.edit_each` has left."""
+def _finished(editor: Editor, facts: Sequence[Fact], folder: Path) -> list[tuple[list[int], Edits]]:
+    """The batches that an interrupted :meth:`Editor.edit_each` has left, each with the indices of its facts."""
     index = {fact.case_id: i for i, fact in enumerate(facts)}
     ours = (editor.name(), editor.hparams.model_dump(mode="json"), editor.seed, editor.model_identity)
     parts = []
@@ -314,6 +408,5 @@ def _finished(editor: Editor, facts: Sequence[Fact], folder: Path) -> list[Learn
         same = ours == (manifest.editor, manifest.hparams, manifest.seed, manifest.base_model)
         if not same or any(fact.case_id not in index or fact != facts[index[fact.case_id]] for fact in carried):
             raise EditsError(f"{folder} was begun with other facts or settings; go on with those, or delete it")
-        edits = read_edits(path.parent, manifest, editor)
-        parts.append(Learned([index[fact.case_id] for fact in carried], edits.patch, [*edits.outcomes]))
+        parts.append(([index[fact.case_id] for fact in carried], read_edits(path.parent, manifest, editor)))
     return parts

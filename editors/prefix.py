@@ -33,11 +33,11 @@ from ..engine.patches.patch import Patch
 from ..engine.patches.prefixes import keys_and_values, prepended
 from ..engine.patches.rows import Rows
 from ..engine.seeds import PerEdit
-from ..engine.settings import Hparams
+from ..engine.settings import TrainedHparams
 from .base import TrainedEditor
 
 
-class PrefixHparams(Hparams):
+class PrefixHparams(TrainedHparams):
     length: int = Field(gt=0, description="Number l of positions before every text")
     hidden: int | None = Field(
         gt=0, description="Hidden units m of the MLP in training; null: no MLP, P itself is trained"

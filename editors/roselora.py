@@ -20,14 +20,14 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..engine.patches.branches import WeightSitePatch
-from ..engine.patches.patch import nonzero_share
+from ..engine.patches.patch import Report, nonzero_share
 from .base import TrainedEditor
 from .lora import LoRAHparams, LowRank, low_rank_patch
 
@@ -114,7 +114,7 @@ def _largest(score: Tensor, share: Sequence[float]) -> Tensor:
 class SparsePatch(WeightSitePatch[LowRank]):
     """Sparse factors at every site."""
 
-    def report(self, edit: int) -> dict[str, Any]:
+    def report(self, edit: int) -> Report:
         """By site, ``nonzero_share``: of A and B together; ``changed_share``: of the weight that they change."""
         factors = {site.name: (branch.a[edit], branch.b[edit]) for site, branch in self.items()}
         return {

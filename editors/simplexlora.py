@@ -29,7 +29,7 @@ An edit stops early only from step T K on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from ..engine.model.sites import Site
 from ..engine.patches.branches import Factors, WeightSitePatch
-from ..engine.patches.patch import Patch
+from ..engine.patches.patch import Patch, Report
 from ..engine.patches.rows import Rows
 from ..engine.seeds import mixed, uniform
 from ..engine.shapes import fitted
@@ -163,7 +163,7 @@ class SimplexPatch(WeightSitePatch[WeightedLowRank]):
         ranked = [(branch, int(branch.rank[edit])) for _, branch in self.items()]
         return [t for b, r in ranked for t in (b.a[edit, :r], b.b[edit, :, :r], b.omega[edit])]
 
-    def report(self, edit: int) -> dict[str, Any]:
+    def report(self, edit: int) -> Report:
         """``ranks``: r_i, by site."""
         return {"ranks": {site.name: int(branch.rank[edit]) for site, branch in self.items()}}
 

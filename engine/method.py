@@ -38,6 +38,9 @@ class Method(ABC):
     merges: ClassVar[bool] = False
     """Whether its patches are changes of weights on every model (:class:`~.patches.patch.WeightPatch`)."""
 
+    subjects: ClassVar[bool] = False
+    """Whether it works at the last token of a fact's subject, which each fact then has to name."""
+
     hparams: settings.Hparams
 
     def __init__(
@@ -60,10 +63,6 @@ class Method(ABC):
         """Positions of the model's context that the method itself takes."""
         return 0
 
-    def may_stop(self, steps: Tensor) -> Tensor | bool:
-        """(E,) steps taken -> (E,): may the edit stop early now? Not while a schedule is still running."""
-        return True
-
     @abstractmethod
     def learn(
         self, lessons: Sequence[Lesson], seeds: Sequence[int], progress: Progress | None = None
@@ -76,18 +75,13 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def carry(
-        self, facts: Sequence[Fact], seed: int, before: Patch | None, progress: Progress | None = None
-    ) -> tuple[Patch, Outcome]:
-        """One edit that carries all ``facts``, going on from the patch ``before`` of one edit if there is one.
-
-        A fact that cannot be learned is in ``Outcome.lost`` and leaves the others.
-        """
+    def bytes_per_edit(self, lesson: Lesson) -> int:
+        """Peak bytes that one more edit like this one takes beside others, measured."""
 
     @final
     def lesson(self, facts: Sequence[Fact]) -> Lesson:
         """What an edit that carries these facts is to learn. Raises EncodingError."""
-        return lesson(self.encoder, self.hparams, self.contexts, facts)
+        return lesson(self.encoder, self.hparams, self.contexts, facts, self.seed, subjects=self.subjects)
 
     @final
     def fresh(self, seeds: Sequence[int]) -> Patch:
@@ -114,3 +108,19 @@ class Method(ABC):
     def seed_for(self, facts: Sequence[Fact]) -> int:
         """The seed of the edit that carries these facts."""
         return seed_of(self.seed, *(fact.case_id for fact in facts))
+
+
+class Trainable(Method, ABC):
+    """A method whose patch is trained in the one loop."""
+
+    hparams: settings.StepHparams
+
+    def may_stop(self, steps: Tensor) -> Tensor | bool:
+        """(E,) steps taken -> (E,): may the edit stop early now? Not while a schedule is still running."""
+        return True
+
+
+class Trained(Trainable, ABC):
+    """A method whose trained patch is the edit itself, of one fact or of many."""
+
+    hparams: settings.TrainedHparams

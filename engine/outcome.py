@@ -8,6 +8,19 @@ from math import isfinite
 
 
 @dataclass(frozen=True)
+class Check:
+    """What the edited model says to a fact's own prompt.
+
+    Attributes:
+        learned: every token of the answer is the model's first choice.
+        probability: of the whole answer.
+    """
+
+    learned: bool
+    probability: float
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How the learning of one edit ended.
 
@@ -17,12 +30,17 @@ class Outcome:
             it was no finite number.
         error: why there is no edit; its rows are to be computed unedited.
         lost: the facts that an edit of many does not carry, by their index among its facts, and why.
+        notes: what was done otherwise than the settings say, and why.
+        checks: for each fact whether it has been learned, seen when the edit was finished; None where it could not be
+            asked. Empty for edits that were not checked (those of an earlier version, say).
     """
 
     steps: int
     loss: float | None
     error: str | None = None
     lost: Mapping[int, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    checks: tuple[Check | None, ...] = ()
 
     def __post_init__(self) -> None:
         if self.loss is not None and not isfinite(self.loss):  # JSON has no such numbers; earlier files wrote NaN

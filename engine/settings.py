@@ -1,10 +1,10 @@
-"""Hyper-parameters that every method has; each method adds its own to them."""
+"""Hyper-parameters that methods share, by kind of method; each method adds its own to them."""
 
 from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from .model.sites import Role
 
@@ -32,11 +32,23 @@ Layers = Annotated[Literal["all"] | list[int], BeforeValidator(_layers)]
 
 
 class Hparams(BaseModel):
-    """Hyper-parameters that every method has. Each method adds its own; unknown keys are errors."""
+    """Hyper-parameters that every method has. Each kind of method, and each method, adds its own; unknown keys are
+    errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(description="Model the preset is for: hub id, local folder, GGUF file or short name")
+    end_of_text: bool = Field(
+        False, description="Train an end-of-text token after the target, so that generation stops"
+    )
+    contexts: int = Field(
+        0, ge=0, description="Train each prompt also behind this many texts sampled from the model (as ROME does)"
+    )
+
+
+class StepHparams(Hparams):
+    """Hyper-parameters of what the training loop finds, be it a patch or the values that a closed form needs."""
+
     in_steps: ClassVar[tuple[str, ...]] = ("steps",)
     """Fields that count optimizer steps; in an edit with many mini-batches they count passes over them."""
 
@@ -45,27 +57,81 @@ class Hparams(BaseModel):
     stop_at: float | None = Field(
         None, gt=0, lt=1, description="An edit is finished once every target token has this probability; null: never"
     )
-    order: Literal["breadth_first", "depth_first"] = Field(
-        "breadth_first", description="Of an edit with many facts: all mini-batches in turn, or each to its end"
+    stop_at_rank_1: bool = Field(
+        False, description="An edit is finished, too, once every target token is the likeliest in every prompt"
     )
-    batch_size: int = Field(16, gt=0, description="Facts of one optimizer step, in an edit with many facts")
     clip_norm: float | None = Field(None, gt=0, description="Largest norm of one edit's gradient; null: any")
-    end_of_text: bool = Field(
-        False, description="Train an end-of-text token after the target, so that generation stops"
-    )
-    contexts: int = Field(
-        0, ge=0, description="Train each prompt also behind this many texts sampled from the model (as ROME does)"
-    )
     kl_weight: float = Field(0.0, ge=0, description="Weight of KL(unedited || edited) on kl_prompts")
     kl_prompts: tuple[str, ...] = Field(
         ("{} is a",), description="Prompts whose predictions are to stay; {} is the fact's subject"
     )
     kl_positions: Literal["last", "all"] = Field(
-        "last", description="What is to stay: the prediction after a prompt's last token, or after each of its tokens"
+        "last",
+        description="What is to stay on kl_prompts: the prediction after a prompt's last token, or after each token",
+    )
+
+    @property
+    def sure(self) -> float | None:
+        """How sure of its target an edit is to be (:meth:`Work.losses`) to be finished; None: it never is."""
+        return 1.0 if self.stop_at is None and self.stop_at_rank_1 else self.stop_at
+
+
+class TrainedHparams(StepHparams):
+    """Hyper-parameters of a method whose patch is trained."""
+
+    order: Literal["breadth_first", "depth_first"] = Field(
+        "breadth_first", description="Of an edit with many facts: all mini-batches in turn, or each to its end"
+    )
+    batch_size: int = Field(16, gt=0, description="Facts of one optimizer step, in an edit with many facts")
+
+    hold_subjects: int = Field(
+        0,
+        ge=0,
+        description="Hold also what comes after the fact's own prompt with so many other subjects of its kind in it",
+    )
+    wordings_per_step: int | None = Field(
+        None, gt=0, description="Of a prompt and the same behind each context: so many in a step, drawn anew; null: all"
+    )
+    held_per_step: int | None = Field(
+        None, gt=0, description="Of a fact's held predictions: so many in a step, drawn anew; null: all"
+    )
+    replay: int = Field(
+        0, ge=0, description="Sequential: facts edited before that are learned again in each step, drawn anew"
+    )
+
+    @model_validator(mode="after")
+    def _held_with_a_weight(self) -> TrainedHparams:
+        if self.hold_subjects and not self.kl_weight:
+            raise ValueError(f"hold_subjects ({self.hold_subjects}) holds nothing without a kl_weight above 0")
+        return self
+
+
+class StatisticsHparams(BaseModel):
+    """Where the second moments of a site's input come from, for methods that need them."""
+
+    statistics_text: str | None = Field(
+        None, description="A text file that second moments are taken over; null: texts sampled from the model itself"
+    )
+    statistics_tokens: int = Field(
+        30_000, gt=0, description="Tokens that second moments are taken over; about ten times a site's width suffice"
     )
 
 
-class SiteHparams(Hparams):
+class SolvedHparams(StepHparams, StatisticsHparams):
+    """Hyper-parameters of a closed form whose values are trained: vectors added at the subject's last token."""
+
+    layers: Layers = Field(description="Blocks whose down-projections change, in turn; values are found at the last")
+    weight_decay: float = Field(0.5, ge=0, description="Weight of ||d|| / ||v0||^2 in the loss of a value v0 + d")
+    clamp: float = Field(gt=0, description="Largest ||d||, as a share of ||v0||")
+    rescale_values: bool = Field(
+        False, description="Bring each value to the norm that it has in the unedited model (NAS)"
+    )
+    max_norm: float | None = Field(
+        None, gt=0, description="Largest Frobenius norm of one update, as a share of the weight's own; null: any"
+    )
+
+
+class SiteHparams(TrainedHparams):
     """Hyper-parameters of a method that sits on linear maps of the model."""
 
     sites: Annotated[list[Role], Field(min_length=1)] = Field(description="Which linear maps of a block, by role")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -22,7 +22,7 @@ from ..engine.version import VERSION
 RUN = "run.json"
 
 # What is being written has a dot before its name: files as `replacing` and figures call them, and saved edits.
-_UNFINISHED = re.compile(r"\..+\.(jsonl?|png)\..+|\.edits(-\d+)?")
+_UNFINISHED = re.compile(r"\..+\.(jsonl?|png|html)\..+|\.edits(-\d+)?")
 
 _T = TypeVar("_T", bound=BaseModel)
 
@@ -31,11 +31,13 @@ class RunError(ValueError):
     """A run that cannot begin or go on; the message says what to do."""
 
 
-def open_folder(record: dict[str, Any], output: Path | None, name: str, resume: bool) -> Path:
+def open_folder(
+    record: dict[str, object], output: Path | None, name: str, resume: bool, command: str | None = None
+) -> Path:
     """The folder of the run that ``record`` describes: a new one, or with ``resume`` the one that it has begun in.
 
     ``output`` None: one below ``results/`` that is called ``name`` and a number. To be called with the folder locked
-    where ``output`` is given; a folder that is made anew is nobody else's.
+    where ``output`` is given; a folder that is made anew is nobody else's. ``command``: the line that does it again.
     """
     if output is None:
         numbered = _numbered(Path("results"), name)
@@ -60,7 +62,7 @@ def open_folder(record: dict[str, Any], output: Path | None, name: str, resume: 
     else:
         output.mkdir(parents=True, exist_ok=True)
         with replacing(output / RUN) as path:
-            path.write_text(json.dumps({**record, **_surroundings()}, indent=1), encoding="utf-8")
+            path.write_text(json.dumps({**record, "command": command, **_surroundings()}, indent=1), encoding="utf-8")
     return output
 
 
@@ -123,7 +125,7 @@ def _tidy(folder: Path) -> None:
             path.unlink()
 
 
-def _differences(path: Path, record: dict[str, Any]) -> list[str] | None:
+def _differences(path: Path, record: dict[str, object]) -> list[str] | None:
     """The settings in which a run differs from ``record``; None where there is no run to read."""
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -132,7 +134,7 @@ def _differences(path: Path, record: dict[str, Any]) -> list[str] | None:
     return [key for key, value in record.items() if before.get(key) != value] if isinstance(before, dict) else None
 
 
-def _surroundings() -> dict[str, Any]:
+def _surroundings() -> dict[str, object]:
     return {
         "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {"loredit": VERSION, **{name: version(name) for name in ("torch", "transformers", "numpy")}},

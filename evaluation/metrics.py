@@ -22,6 +22,10 @@ fluency                fluency        :func:`ngram_entropy` of sampled text
 ``token_em`` and ``fluency`` are EasyEdit's metrics (zjunlp/EasyEdit, ``evaluate/evaluate_utils.py``), the
 ``probabilities`` are ROME's (arXiv 2202.05262; kmeng01/rome, ``experiments/summarize.py``), ``generation`` compares
 as SQuAD does (arXiv 1606.05250). Unlike there, a NaN never leaves a mean in silence: its case is a :class:`Failure`.
+
+A fact that failed has no observations, so means are of the others; a method that gives up on hard facts would gain.
+Beside them, edit success and generalization are therefore given once more with failed facts as 0
+(:attr:`MetricSummary.with_failures`). Intervals are those of :func:`interval`.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+from scipy.special import betaincinv
 
 from .scores import AnswerScore, FactScores, Kind, ProbeScores, Seen
 
@@ -48,6 +53,8 @@ if TYPE_CHECKING:
 Family = Literal["token_em", "strict", "generation", "probabilities", "fluency"]
 
 RESAMPLES = 1000
+TAIL = 0.025  # what a 95 % interval leaves out at each end
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 PICKS_AT_ONCE = 1_000_000  # bounds the bootstrap's memory to some ten megabytes, however many facts there are
 
 
@@ -128,17 +135,19 @@ def _token_log_prob(answer: AnswerScore) -> float:
 # Text
 
 
+@lru_cache(maxsize=100_000)  # a report asks for the same texts several times
 def normalise(text: str) -> str:
     """SQuAD's normal form: lower case, no ASCII punctuation, no articles (a, an, the), single spaces.
 
     A text made of articles keeps them, and one made of punctuation is only stripped, so that the answers "A" or "?"
     do not equal silence.
     """
-    bare = "".join(character for character in text.lower() if character not in string.punctuation)
+    bare = text.lower().translate(_PUNCTUATION)
     kept = re.sub(r"\b(a|an|the)\b", " ", bare).split() or bare.split() or text.lower().split()
     return " ".join(kept)
 
 
+@lru_cache(maxsize=10_000)
 def ngram_entropy(text: str) -> float:
     """Fluency: mean of 2/3 H_2 and 4/3 H_3, where H_n = -sum p log2 p over the text's word n-grams, in bits.
 
@@ -217,6 +226,10 @@ def _fluency(fact: FactScores) -> tuple[Value | None, Value | None]:
     return edited, base
 
 
+SHARE, MARGIN = (0.0, 100.0), (-100.0, 100.0)
+"""Between what a fact's number lies."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """One row of every report."""
@@ -225,20 +238,31 @@ class Metric:
     label: str
     mode: Family
     per_fact: PerFact
+    bounds: tuple[float, float] | None = SHARE
+    """Between what a fact's number lies; None where nothing is known of it, as of an entropy."""
+    failed: Kind | None = None
+    """Of a metric that a failed fact fails too (with 0), the kind of probe that it is about."""
+
+    @property
+    def difference_bounds(self) -> tuple[float, float] | None:
+        """Between what the difference of two runs lies."""
+        return None if self.bounds is None else (self.bounds[0] - self.bounds[1], self.bounds[1] - self.bounds[0])
 
 
 METRICS = (
-    Metric("edit_success", "edit success", "token_em", _averaged("rewrite", token_em)),
-    Metric("generalization", "generalization", "token_em", _averaged("rephrase", token_em)),
+    Metric("edit_success", "edit success", "token_em", _averaged("rewrite", token_em), failed="rewrite"),
+    Metric("generalization", "generalization", "token_em", _averaged("rephrase", token_em), failed="rephrase"),
     Metric("portability", "portability", "token_em", _averaged("portability", token_em)),
     Metric("locality", "locality", "token_em", _averaged("locality", unchanged, against_base=True)),
     Metric("locality_truth", "locality (truth)", "token_em", _averaged("locality", token_em)),
-    Metric("strict_edit_success", "edit success", "strict", _averaged("rewrite", strict)),
-    Metric("strict_generalization", "generalization", "strict", _averaged("rephrase", strict)),
+    Metric("strict_edit_success", "edit success", "strict", _averaged("rewrite", strict), failed="rewrite"),
+    Metric("strict_generalization", "generalization", "strict", _averaged("rephrase", strict), failed="rephrase"),
     Metric("strict_portability", "portability", "strict", _averaged("portability", strict)),
     Metric("strict_locality", "locality", "strict", _averaged("locality", strict_unchanged, against_base=True)),
-    Metric("generation_edit_success", "edit success", "generation", _averaged("rewrite", generated)),
-    Metric("generation_generalization", "generalization", "generation", _averaged("rephrase", generated)),
+    Metric("generation_edit_success", "edit success", "generation", _averaged("rewrite", generated), failed="rewrite"),
+    Metric(
+        "generation_generalization", "generalization", "generation", _averaged("rephrase", generated), failed="rephrase"
+    ),
     Metric("generation_portability", "portability", "generation", _averaged("portability", generated)),
     Metric(
         "generation_locality",
@@ -246,13 +270,23 @@ METRICS = (
         "generation",
         _averaged("locality", generated_unchanged, against_base=True),
     ),
-    Metric("probability_edit_success", "edit success", "probabilities", _averaged("rewrite", preferred)),
-    Metric("probability_generalization", "generalization", "probabilities", _averaged("rephrase", preferred)),
+    Metric(
+        "probability_edit_success", "edit success", "probabilities", _averaged("rewrite", preferred), failed="rewrite"
+    ),
+    Metric(
+        "probability_generalization",
+        "generalization",
+        "probabilities",
+        _averaged("rephrase", preferred),
+        failed="rephrase",
+    ),
     Metric("probability_locality", "locality", "probabilities", _averaged("locality", preferred)),
-    Metric("margin_edit_success", "edit success, margin", "probabilities", _averaged("rewrite", margin)),
-    Metric("margin_generalization", "generalization, margin", "probabilities", _averaged("rephrase", margin)),
-    Metric("margin_locality", "locality, margin", "probabilities", _averaged("locality", margin)),
-    Metric("fluency", "fluency", "fluency", _fluency),
+    Metric("margin_edit_success", "edit success, margin", "probabilities", _averaged("rewrite", margin), bounds=MARGIN),
+    Metric(
+        "margin_generalization", "generalization, margin", "probabilities", _averaged("rephrase", margin), bounds=MARGIN
+    ),
+    Metric("margin_locality", "locality, margin", "probabilities", _averaged("locality", margin), bounds=MARGIN),
+    Metric("fluency", "fluency", "fluency", _fluency, bounds=None),
 )
 
 
@@ -264,11 +298,11 @@ class _Result(BaseModel):
 
 
 class Estimate(_Result):
-    """A mean over facts with its 95 % bootstrap interval (percentiles, facts resampled)."""
+    """A mean over facts with its 95 % interval (:func:`interval`)."""
 
     mean: float
     low: float | None
-    """None, like ``high``, where there is only one fact: it says nothing about others."""
+    """None, like ``high``, where the facts say nothing about others: where there is only one, say."""
     high: float | None
     facts: int
     probes: int
@@ -288,6 +322,8 @@ class MetricSummary(_Result):
     edited: Estimate
     base: Estimate | None
     """The unedited model's; None where the metric compares with it already."""
+    with_failures: Estimate | None = None
+    """As ``edited``, with each failed fact as 0; None where none failed, or where a failure says nothing about it."""
 
 
 class Summary(_Result):
@@ -314,6 +350,8 @@ class PairedDifference(_Result):
     low: float | None
     high: float | None
     pairs: int
+    with_failures: PairedDifference | None = None
+    """The same with each failed fact as 0; None where none failed, or where a failure says nothing about it."""
 
 
 class Comparison(_Result):
@@ -324,24 +362,48 @@ class Comparison(_Result):
     unpaired: int
     """Cases that only one of them has."""
     failed: tuple[Failure, ...]
-    """Common cases that failed in the first run, then those that failed in the second; they count for neither."""
+    """Common cases that failed in the first run, then those that failed in the second; they count for neither, but in
+    :attr:`PairedDifference.with_failures`."""
     metrics: dict[str, PairedDifference]
 
 
 def summarise(scores: Sequence[FactScores], *, seed: int = 0) -> Summary:
-    """All metrics that ``scores`` hold observations for, over the facts that did not fail."""
-    sound = [fact for fact in scores if failure(fact) is None]
+    """All metrics that ``scores`` hold observations for.
+
+    Args:
+        scores: of one run, each fact once.
+        seed: of the intervals' resamples.
+
+    Returns:
+        Means over the facts that did not fail, and beside them what failures make of edit success and generalization.
+
+    Example:
+        >>> from loredit.evaluation.scores import AnswerScore, FactScores, ProbeScores, Seen
+        >>> seen = Seen(answers=(AnswerScore(correct=(True, False), log_prob=-1.0),))
+        >>> probe = ProbeScores(kind="rewrite", group="rewrite", prompt="The capital of France is",
+        ...     answers=("Rome",), base=seen, edited=seen, same=(True, True))
+        >>> fact = FactScores(case_id="france", prompt=probe.prompt, target_new="Rome", probes=(probe,), steps=9,
+        ...     loss=0.1, nonzero_share=1.0)
+        >>> summarise([fact]).metrics["edit_success"].edited.mean
+        50.0
+    """
+    sound: list[FactScores] = []
+    failed: list[FactScores] = []
+    for fact in scores:
+        (sound if failure(fact) is None else failed).append(fact)
     metrics = {}
     for metric in METRICS:
         observed = [metric.per_fact(fact) for fact in sound]
         edited = [value for value, _ in observed if value is not None]
         base = [value for _, value in observed if value is not None]
+        lost = [Value(0.0, 0) for fact in failed if _fails(fact, metric)]
         if edited:
             metrics[metric.name] = MetricSummary(
                 label=metric.label,
                 mode=metric.mode,
-                edited=_estimate(edited, seed),
-                base=_estimate(base, seed) if base else None,
+                edited=estimate(edited, metric.bounds, seed),
+                base=estimate(base, metric.bounds, seed) if base else None,
+                with_failures=estimate([*edited, *lost], metric.bounds, seed) if lost else None,
             )
     return Summary(
         facts=len(scores),
@@ -353,10 +415,23 @@ def summarise(scores: Sequence[FactScores], *, seed: int = 0) -> Summary:
 
 
 def compare(a: Sequence[FactScores], b: Sequence[FactScores], *, seed: int = 0) -> Comparison:
-    """Paired differences b - a of the edited models over the cases that both runs have; one that failed in either run
-    counts for neither.
+    """Paired differences b - a of the edited models over the cases that both runs have.
 
-    Raises ValueError if a run holds a case twice.
+    Args:
+        a: one run's scores.
+        b: another's.
+        seed: of the intervals' resamples.
+
+    Returns:
+        Differences over the cases that failed in neither run, and beside them what failures make of edit success and
+        generalization.
+
+    Raises:
+        ValueError: a run holds a case twice.
+
+    Example:
+        >>> compare([], []).common
+        0
     """
     first, second = _by_case(a), _by_case(b)
     common = [case_id for case_id in first if case_id in second]
@@ -366,25 +441,50 @@ def compare(a: Sequence[FactScores], b: Sequence[FactScores], *, seed: int = 0) 
     )
     out = {case.case_id for case in failed}
     sound = [(first[case_id], second[case_id]) for case_id in common if case_id not in out]
+    unsound = [[(fact, failure(fact) is None) for fact in (first[i], second[i])] for i in common if i in out]
     metrics = {}
     for metric in METRICS:
-        observed = [(metric.per_fact(x)[0], metric.per_fact(y)[0]) for x, y in sound]
-        pairs = [(x.mean, y.mean) for x, y in observed if x is not None and y is not None]
+        pairs = [pair for x, y in sound if (pair := _pair(metric, (x, True), (y, True)))]
         if pairs:
-            before, after = np.array(pairs).T
-            low, high = bootstrap_interval(after - before, seed)
-            metrics[metric.name] = PairedDifference(
-                label=metric.label,
-                mode=metric.mode,
-                a=float(before.mean()),
-                b=float(after.mean()),
-                difference=float((after - before).mean()),
-                low=low,
-                high=high,
-                pairs=len(pairs),
-            )
+            lost = [pair for x, y in unsound if (pair := _pair(metric, x, y))]
+            both = _difference(metric, [*pairs, *lost], seed) if lost else None
+            metrics[metric.name] = _difference(metric, pairs, seed).model_copy(update={"with_failures": both})
     unpaired = len(first) + len(second) - 2 * len(common)
     return Comparison(common=len(common), unpaired=unpaired, failed=failed, metrics=metrics)
+
+
+def _pair(metric: Metric, *runs: tuple[FactScores, bool]) -> tuple[float, float] | None:
+    """Both runs' numbers of one case, where both have one; with each, whether the fact is sound."""
+    values = []
+    for fact, sound in runs:
+        if sound:
+            value = metric.per_fact(fact)[0]
+            values.append(None if value is None else value.mean)
+        else:
+            values.append(0.0 if _fails(fact, metric) else None)
+    x, y = values
+    return None if x is None or y is None else (x, y)
+
+
+def _difference(metric: Metric, pairs: Sequence[tuple[float, float]], seed: int) -> PairedDifference:
+    before, after = np.array(pairs).T
+    low, high = interval(after - before, metric.difference_bounds, seed)
+    return PairedDifference(
+        label=metric.label,
+        mode=metric.mode,
+        a=float(before.mean()),
+        b=float(after.mean()),
+        difference=float((after - before).mean()),
+        low=low,
+        high=high,
+        pairs=len(pairs),
+    )
+
+
+def _fails(fact: FactScores, metric: Metric) -> bool:
+    """Whether a failed fact fails this metric too. One that was lost before it was scored has no probes, and is taken
+    to have had the kind that the metric is about."""
+    return metric.failed is not None and (not fact.probes or any(p.kind == metric.failed for p in fact.probes))
 
 
 def failure(fact: FactScores) -> str | None:
@@ -402,6 +502,62 @@ def failure(fact: FactScores) -> str | None:
     return None
 
 
+def interval(
+    values: np.ndarray, bounds: tuple[float, float] | None, seed: int
+) -> tuple[float, float] | tuple[None, None]:
+    """95 % interval of the mean that facts have, of which these are a sample.
+
+    A bootstrap knows nothing but what was seen: of 8 facts that all have 100 it says 100 to 100. So where values are
+    plain successes, or there is nothing to resample, the interval is exact:
+
+    - every value is at one of the bounds: k of n successes, Clopper and Pearson (Biometrika 26, 1934). Of 8 of 8 that
+      is 63 to 100;
+    - all values are alike, wherever they lie: of other facts a share u could be otherwise, as far as the bounds let
+      them, where u is Clopper and Pearson's upper bound for 0 of n;
+    - otherwise percentiles of the bootstrap (:func:`bootstrap_interval`).
+
+    Args:
+        values: (N,) one number for each fact.
+        bounds: between what each lies; None where nothing is known.
+        seed: of the resamples.
+
+    Returns:
+        Both ends; None where nothing can be said: of one value, or of equal ones without bounds.
+
+    Example:
+        >>> low, high = interval(np.full(8, 100.0), (0.0, 100.0), seed=0)
+        >>> round(low), round(high)
+        (63, 100)
+    """
+    n = len(values)
+    if n < 2:
+        return None, None
+    if bounds is not None:
+        bottom, top = bounds
+        if np.isin(values, bounds).all():
+            low, high = exact_interval(int((values == top).sum()), n)
+            return bottom + (top - bottom) * low, bottom + (top - bottom) * high
+        if (values == values[0]).all():
+            kept, otherwise = float(values[0]), exact_interval(0, n)[1]
+            return kept + otherwise * (bottom - kept), kept + otherwise * (top - kept)
+    elif (values == values[0]).all():
+        return None, None
+    return bootstrap_interval(values, seed)
+
+
+def exact_interval(successes: int, n: int) -> tuple[float, float]:
+    """Clopper and Pearson's 95 % interval of a share of which ``successes`` of ``n`` were seen.
+
+    Example:
+        >>> low, high = exact_interval(100, 100)
+        >>> round(low, 3), high
+        (0.964, 1.0)
+    """
+    low = float(betaincinv(successes, n - successes + 1, TAIL)) if successes else 0.0
+    high = float(betaincinv(successes + 1, n - successes, 1 - TAIL)) if successes < n else 1.0
+    return low, high
+
+
 def bootstrap_interval(values: np.ndarray, seed: int) -> tuple[float, float] | tuple[None, None]:
     """2.5th and 97.5th percentile of the mean of ``values`` (N,) over resamples; None for a single value.
 
@@ -414,13 +570,14 @@ def bootstrap_interval(values: np.ndarray, seed: int) -> tuple[float, float] | t
     at_once = max(1, PICKS_AT_ONCE // n)
     sizes = (min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once))
     means = np.concatenate([values[rng.integers(n, size=(size, n))].mean(axis=1) for size in sizes])
-    low, high = np.percentile(means, (2.5, 97.5))
+    low, high = np.percentile(means, (100 * TAIL, 100 * (1 - TAIL)))
     return float(low), float(high)
 
 
-def _estimate(values: Sequence[Value], seed: int) -> Estimate:
+def estimate(values: Sequence[Value], bounds: tuple[float, float] | None, seed: int) -> Estimate:
+    """The mean over facts of one number for each, with its interval."""
     means = np.array([value.mean for value in values])
-    low, high = bootstrap_interval(means, seed)
+    low, high = interval(means, bounds, seed)
     return Estimate(
         mean=float(means.mean()), low=low, high=high, facts=len(values), probes=sum(v.probes for v in values)
     )

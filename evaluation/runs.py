@@ -6,7 +6,8 @@
 - ``run.json``: everything needed to repeat it;
 - ``results.jsonl``: one :class:`FactScores` a line; single: of each fact's own edit, in the order in which edits were
   finished; batch and sequential: of the one edit in the end;
-- ``summary.json``: their metrics, at the end;
+- ``summary.json``: their metrics, at the end, and ``report.html``, all of it to look at;
+- ``examples.jsonl``: as ``results.jsonl``, of the first facts, with generated answers that the run does not measure;
 - batch and sequential: ``edits-N``, the edit after N facts (``Edits.load`` reads it), and ``checkpoints.jsonl``, one
   :class:`Checkpoint` a line;
 - sequential: ``checkpoint-N.jsonl``, as ``results.jsonl``, of the first N facts after N edits, and ``retention.png``.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -30,12 +32,15 @@ from ..data import BadRecord, Fact, LoadedFacts
 from ..editors import Editor, Edits, find, load, settings
 from ..engine.files import locked, replacing
 from ..engine.model.loading import load as load_model
-from ..engine.progress import Phase, Progress
+from ..engine.progress import Phase, Progress, Shown, shown
 from .folder import RUN, RunError, append, open_folder, read
 from .metrics import Summary, summarise
 from .perplexity import perplexity
+from .report.changes import told
 from .report.easyedit import to_easyedit
 from .report.figures import plot_reports, plot_retention
+from .report.html import REPORT, write_report
+from .report.reading import EXAMPLES
 from .retention import Checkpoint, checkpoint
 from .scores import FactScores
 from .scoring import Measure, evaluate
@@ -49,6 +54,8 @@ CHECKPOINTS, RETENTION = "checkpoints.jsonl", "retention.png"
 
 # Facts of one edit that are scored together, and lost if the run is interrupted meanwhile.
 _SCORED_AT_ONCE = 64
+# Editing that is lost at most if a sequential run is killed.
+_UNSAVED_SECONDS = 60.0
 # Shares of a fact's time, for the progress bar only: where a phase begins within editing or scoring, and its length.
 _EDITING, _SCORING = 0.7, 0.3
 _PHASES = {
@@ -59,9 +66,6 @@ _PHASES = {
     Phase.PERPLEXITY: (_SCORING, 0.0),
     Phase.FINISHED: (0.0, 0.0),
 }
-
-Told = Callable[[Phase, float, int], None]
-"""Told what is being done, how many facts are done, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,13 @@ class RunResult:
     seconds: float
     checkpoints: list[Checkpoint] = field(default_factory=list)
     """Of a sequential run all of them, of a batch run the one at the end."""
+    examples: list[FactScores] = field(default_factory=list)
+    """A few facts with generated answers, before and after."""
+
+    @property
+    def report(self) -> Path:
+        """The page that shows the run."""
+        return self.folder / REPORT
 
 
 def run(
@@ -88,8 +99,9 @@ def run(
     data: str | LoadedFacts = "samples",
     mode: EditMode = "single",
     checkpoints: Collection[int] | None = None,
+    chunk: int = 1,
     perplexity_text: str | Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     model: str | None = None,
     limit: int | None = None,
     offset: int = 0,
@@ -104,7 +116,8 @@ def run(
     resume: bool = False,
     trust_remote_code: bool = False,
     easyedit: bool = False,
-    progress: Told | None = None,
+    examples: int = 0,
+    progress: Shown = None,
 ) -> RunResult:
     """Edit facts, score them, and write the results to a folder as they come.
 
@@ -115,6 +128,7 @@ def run(
         data: see ``loredit.data.load``; or what it has loaded.
         mode: single, each fact on the unedited model; batch, one edit for all; sequential, one after another.
         checkpoints: after how many sequential edits all facts so far are scored, beside the end; None: 1, 10, 100, ...
+        chunk: facts that are learned together in sequential editing.
         perplexity_text: a file, on which both models' perplexity is measured at the same points.
         overrides: hyper-parameters in place of the preset's.
         model: a name in place of the preset's.
@@ -131,7 +145,8 @@ def run(
         resume: go on with an interrupted run of the same settings.
         trust_remote_code: run code that a model brings along.
         easyedit: write the results in EasyEdit's JSON form too.
-        progress: told which phase it is, and how many facts of how many are done.
+        examples: generate answers for this many facts, the first, where ``measures`` does not for all.
+        progress: told which phase it is, and which share of how many facts is done; a bar if not given, False for none.
 
     Raises:
         ValueError: bad input; the message is for people.
@@ -148,7 +163,7 @@ def run(
         raise RunError(
             f"no facts to edit: {len(loaded_facts.facts)} in {loaded_facts.source}, offset {offset}, limit {limit}"
         )
-    points = _points(mode, checkpoints, len(chosen))
+    points = _points(mode, checkpoints, len(chosen), chunk)
     text = _text(mode, perplexity_text)
     if isinstance(editor, Editor):
         if preset is not None or overrides or model is not None:
@@ -165,6 +180,7 @@ def run(
         "editor": method.name(),
         "mode": mode,
         "checkpoints": points,
+        "chunk": chunk,
         "hparams": method.hparams.model_dump(mode="json"),
         "model": method.model_identity,
         "data": {
@@ -180,10 +196,14 @@ def run(
         "device": str(method.model.device),
         "dtype": str(method.model.dtype).removeprefix("torch."),
     }
+    command = None
+    if isinstance(editor, str) and preset is not None and facts is None:
+        given = {**(overrides or {}), **({"model": model} if model else {})}
+        command = _command(editor, preset, given, record, perplexity_text, limit)
     begun = time.perf_counter()
     with nullcontext() if output is None else locked(Path(output)):
-        folder = open_folder(record, Path(output) if output else None, name, resume)
-        with locked(folder) if output is None else nullcontext():
+        folder = open_folder(record, Path(output) if output else None, name, resume, command)
+        with locked(folder) if output is None else nullcontext(), shown(progress) as tell:
             job = _Job(
                 method,
                 chosen,
@@ -191,13 +211,15 @@ def run(
                 lambda edits, told: evaluate(
                     edits, measures=measures, fluency=fluency, seed=method.seed, progress=told
                 ),
-                _Counted(progress, len(chosen), _EDITING * len(chosen) + _SCORING * (sum(points) or len(chosen))),
+                _Counted(tell, len(chosen), _EDITING * len(chosen) + _SCORING * (sum(points) or len(chosen))),
+                () if "generation" in measures else [fact.case_id for fact in chosen[:examples]],
             )
             if mode == "single":
                 _edit_each(job, edits_at_once)
             else:
-                _edit_one(job, mode, points, text)
+                _edit_one(job, mode, points, chunk, text)
             summary, reached = _concluded(job, easyedit)
+            seen = told([*job.scores(EXAMPLES), *job.scores(RESULTS)], examples)
     return RunResult(
         summary,
         folder,
@@ -206,27 +228,66 @@ def run(
         loaded_facts.unanswered,
         time.perf_counter() - begun,
         reached,
+        seen,
     )
 
 
+def _command(
+    editor: str,
+    preset: str,
+    overrides: Mapping[str, object],
+    record: Mapping[str, Any],
+    perplexity_text: str | Path | None,
+    limit: int | None,
+) -> str:
+    """The line that repeats a run, given its record; what has a default is left out where it has it."""
+    options = ["loredit", "run", "--editor", editor, "--hparams", preset]
+    for key, value in overrides.items():
+        said = value if isinstance(value, str) else json.dumps(value)
+        options += ["--set", f"{key}={said}"]
+    data = record["data"]
+    if data["source"] != "samples":
+        options += ["--data", data["source"]]
+    if data["offset"]:
+        options += ["--offset", str(data["offset"])]
+    if limit is not None:
+        options += ["--limit", str(limit)]
+    if record["mode"] != "single":
+        options += ["--mode", record["mode"]]
+    if record["mode"] == "sequential":
+        options += ["--checkpoints", ",".join(map(str, record["checkpoints"])), "--chunk", str(record["chunk"])]
+    if perplexity_text is not None:
+        options += ["--perplexity-text", str(perplexity_text)]
+    if record["measures"]:
+        options += ["--eval", "all" if "probabilities" in record["measures"] else "generation"]
+    if not record["fluency"]:
+        options += ["--no-fluency"]
+    options += ["--seed", str(record["seed"]), "--device", record["device"], "--dtype", record["dtype"]]
+    return shlex.join(options)
+
+
 def _concluded(job: _Job, easyedit: bool) -> tuple[Summary, list[Checkpoint]]:
-    """What a run ends with: the summary, and figures."""
+    """What a run ends with: the summary, figures, and the page that shows it all."""
     done = job.scores(RESULTS)
     summary = summarise(done)
     if easyedit:
         with replacing(job.folder / EASYEDIT) as path:
-            path.write_text(json.dumps([to_easyedit(scores) for scores in done], indent=1), encoding="utf-8")
+            path.write_text(json.dumps([to_easyedit(one) for one in done], indent=1, allow_nan=False), encoding="utf-8")
     reached = read(job.folder / CHECKPOINTS, Checkpoint)
     if len(reached) > 1:
         plot_retention(reached, job.folder / RETENTION)
     plot_reports(done, job.folder)
     with replacing(job.folder / SUMMARY) as path:
         path.write_text(summary.model_dump_json(indent=1), encoding="utf-8")
+    write_report(job.folder, summary)
     return summary, reached
 
 
-def _points(mode: EditMode, checkpoints: Collection[int] | None, n: int) -> list[int]:
-    """After how many of the n facts everything so far is scored; nothing in single mode."""
+def _points(mode: EditMode, checkpoints: Collection[int] | None, n: int, chunk: int) -> list[int]:
+    """After how many of the n facts everything so far is scored, which is at the end of a chunk; nothing in single
+    mode."""
+    if chunk < 1 or (chunk > 1 and mode != "sequential"):
+        raise RunError(f"a chunk is a number of facts of sequential editing, 1 or more, not {chunk} in {mode} mode")
     if checkpoints is not None and mode != "sequential":
         raise RunError(f"checkpoints are for sequential editing; in {mode} mode facts are scored once, at the end")
     if bad := [point for point in checkpoints or () if point < 1]:
@@ -235,7 +296,7 @@ def _points(mode: EditMode, checkpoints: Collection[int] | None, n: int) -> list
         return []
     if checkpoints is None:
         checkpoints = [10**k for k in range(len(str(n)))] if mode == "sequential" else []
-    return sorted({point for point in checkpoints if point < n} | {n})
+    return sorted({min(n, -(-point // chunk) * chunk) for point in checkpoints if point < n} | {n})
 
 
 def _text(mode: EditMode, file: str | Path | None) -> str | None:
@@ -261,6 +322,8 @@ class _Job:
     folder: Path
     evaluate: Callable[[Edits, Progress], list[FactScores]]
     told: _Counted
+    examples: Collection[str] = ()
+    """Case ids of facts whose answers are generated beside what is measured."""
 
     def scores(self, name: str) -> list[FactScores]:
         """What a file holds so far, in the order of the facts."""
@@ -274,6 +337,17 @@ class _Job:
         times = {"edit_seconds": edit_seconds, "score_seconds": (time.perf_counter() - begun) / len(scores)}
         append(self.folder / name, [one.model_copy(update=times) for one in scores])
         self.told.finished(_SCORING * len(scores))
+        if name == RESULTS:
+            self.exemplify(edits)
+
+    def exemplify(self, edits: Edits) -> None:
+        """Generate answers for those of ``edits``' facts that are to be shown, and write them down."""
+        done = {one.case_id for one in self.scores(EXAMPLES)} if self.examples else ()
+        for e, facts in enumerate(edits.facts):
+            wanted = [i for i, fact in enumerate(facts) if fact.case_id in self.examples and fact.case_id not in done]
+            if wanted:
+                seen = evaluate(edits[e].about(wanted), measures=["generation"], fluency=False)
+                append(self.folder / EXAMPLES, seen)
 
 
 def _edit_each(job: _Job, edits_at_once: int | None) -> None:
@@ -287,8 +361,8 @@ def _edit_each(job: _Job, edits_at_once: int | None) -> None:
         begun = time.perf_counter()
 
 
-def _edit_one(job: _Job, mode: EditMode, points: Sequence[int], text: str | None) -> None:
-    """Batch and sequential: one edit, saved whenever it carries more facts, and scored at some points."""
+def _edit_one(job: _Job, mode: EditMode, points: Sequence[int], chunk: int, text: str | None) -> None:
+    """Batch and sequential: one edit, saved from time to time as it carries more facts, and scored at some points."""
     edits = _last(job)
     carried = len(edits.facts[0]) if edits else 0
     scored = sum(point.edits for point in read(job.folder / CHECKPOINTS, Checkpoint))
@@ -297,16 +371,20 @@ def _edit_one(job: _Job, mode: EditMode, points: Sequence[int], text: str | None
         _check(job, edits, points, text, 0.0)
     left = job.facts[carried:]
     if mode == "sequential":
-        states = job.method.edit_stream(left, after=edits, progress=job.told)
+        states = job.method.edit_stream(left, chunk=chunk, after=edits, progress=job.told)
     else:
         states = map(partial(job.method.edit, progress=job.told), [left] if left else [])
     before, seconds, begun = carried, 0.0, time.perf_counter()
+    saved = begun
     for edits in states:
         seconds += time.perf_counter() - begun
         new = len(edits.facts[0]) - carried
         carried += new
         job.told.finished(_EDITING * new)
-        _save(edits, job.folder)
+        # A state holds all facts so far, so that writing each would take time that grows with their square.
+        if carried in points or time.perf_counter() - saved > _UNSAVED_SECONDS:
+            _save(edits, job.folder)
+            saved = time.perf_counter()
         _check(job, edits, points, text, seconds / (carried - before))
         begun = time.perf_counter()
 
@@ -353,8 +431,8 @@ def _newest(folder: Path) -> Path | None:
 class _Counted:
     """Turns the phases of a batch into a count of facts, as if each were edited and scored once."""
 
-    def __init__(self, told: Told | None, facts: int, work: float) -> None:
-        self._told, self._facts, self._work, self._done = told or (lambda *_: None), facts, work, 0.0
+    def __init__(self, told: Progress, facts: int, work: float) -> None:
+        self._told, self._facts, self._work, self._done = told, facts, work, 0.0
 
     def __call__(self, phase: Phase, share: float, facts: int) -> None:
         begin, length = _PHASES[phase]
@@ -365,4 +443,4 @@ class _Counted:
         self._tell(Phase.FINISHED, self._done)
 
     def _tell(self, phase: Phase, done: float) -> None:
-        self._told(phase, done * self._facts / self._work, self._facts)
+        self._told(phase, done / self._work, self._facts)

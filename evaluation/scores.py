@@ -80,6 +80,8 @@ class FactScores(_Record):
     """Wall time of training, this fact's share of its batch."""
     score_seconds: float = 0.0
     """Wall time of scoring and generating, likewise."""
+    notes: tuple[str, ...] = ()
+    """What was done otherwise than the settings say, and why."""
     error: str | None = None
     """Why this fact could not be edited or scored; its probes are then empty and it counts in no mean."""
 

@@ -25,9 +25,11 @@ from ..editors.base import Edits
 from ..engine.devices import Budget
 from ..engine.model.encoding import Batch, Encoded, EncodingError, chunks
 from ..engine.model.generation import Attach, TopK, continuations, greedy
-from ..engine.model.hooks import attached_to
+from ..engine.model.hooks import check_free
 from ..engine.model.passes import frozen, logits_at, recorded, replayed
-from ..engine.progress import Phase, Progress
+from ..engine.patches.branches import WeightSitePatch
+from ..engine.patches.patch import Patch, Report
+from ..engine.progress import Phase, Shown, shown
 from ..engine.seeds import seed_of
 from .scores import AnswerScore, FactScores, Kind, ProbeScores, Seen
 
@@ -48,28 +50,37 @@ def evaluate(
     measures: Collection[Measure] = (),
     fluency: bool = True,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Shown = None,
 ) -> list[FactScores]:
     """Score every fact of every edit, in order. ``seed`` is for the sampled texts of ``fluency``.
 
     Raises RuntimeError while something is attached to the model: it would be taken for the unedited one.
     """
-    if attached_to(edits.editor.model):
-        raise RuntimeError("edits are attached to the model; evaluate outside of `with edits.on(...)`")
+    check_free(edits.editor.model, "evaluate")
     places = ((e, place) for e, facts in enumerate(edits.facts) for place in range(len(facts)))
-    jobs = [Job(edits, e, place, "probabilities" in measures) for e, place in places]
+    # Of an edit, however many facts it carries.
+    found = [(edits.nonzero_share(e), _report(edits.patch, e)) for e in range(len(edits))]
+    jobs = [Job(edits, e, place, *found[e], "probabilities" in measures) for e, place in places]
     good = [job for job in jobs if not job.error]
 
-    def told(phase: Phase) -> Callable[[float], None]:
-        return lambda share: progress(phase, share, len(edits)) if progress else None
+    with shown(progress) as tell, frozen(edits.editor.model), torch.no_grad():
 
-    with frozen(edits.editor.model), torch.no_grad():
+        def told(phase: Phase) -> Callable[[float], None]:
+            return lambda share: tell(phase, share, len(edits))
+
         _teacher_force(edits, good, told(Phase.SCORING))
         if "generation" in measures:
             _generate(edits, good, told(Phase.ANSWERS))
         if fluency:
             _write(edits, good, seed, told(Phase.TEXTS))
     return [job.scores() for job in jobs]
+
+
+def _report(patch: Patch, edit: int) -> Report:
+    """What the method says of an edit by site, and how far each site's weight has moved."""
+    if not isinstance(patch, WeightSitePatch):
+        return patch.report(edit)
+    return patch.report(edit) | {"norms": {name: float(f"{norm:.5g}") for name, norm in patch.norms(edit).items()}}
 
 
 @dataclass(frozen=True)
@@ -83,8 +94,9 @@ class Pass:
 class Job:
     """One fact under one edit: its probes, and what has been seen of them so far."""
 
-    def __init__(self, edits: Edits, edit: int, place: int, probabilities: bool) -> None:
+    def __init__(self, edits: Edits, edit: int, place: int, share: float, report: Report, probabilities: bool) -> None:
         self.edits, self.edit, self.fact = edits, edit, edits.facts[edit][place]
+        self.share, self.report = share, report
         self.error = edits.outcomes[edit].lost.get(place, edits.outcomes[edit].error)
         self.probes = list(_probes(self.fact, probabilities))
         self.rows: dict[tuple[str, str], Encoded] = {}
@@ -113,8 +125,9 @@ class Job:
             edited_text=edited_text,
             steps=outcome.steps,
             loss=outcome.loss,
-            nonzero_share=self.edits.nonzero_share(self.edit),
-            report={} if error else self.edits.patch.report(self.edit),
+            nonzero_share=self.share,
+            notes=outcome.notes,
+            report={} if error else self.report,
             error=error,
         )
 

@@ -13,6 +13,7 @@ from .commands.classify import classify
 from .commands.edits import export, merge, remove
 from .commands.generate import HELP as GENERATE
 from .commands.generate import generate
+from .commands.report import compare, report
 from .commands.run import HELP as RUN
 from .commands.run import run
 from .commands.show import show
@@ -42,6 +43,11 @@ Edit the facts of a benchmark set or of a list, and measure what each edit did
   loredit run --editor roselora --hparams smollm2.yaml
 
 \b
+Write a run's page again; put runs side by side, case by case.
+  loredit report results/roselora-smollm2-001
+  loredit compare results/lora-smollm2-001 results/roselora-smollm2-001
+
+\b
 What else a model could do, before and after an edit.
   loredit ability my-edits --case water --data DIR --tasks arc_easy,piqa
 
@@ -58,6 +64,8 @@ app = typer.Typer(
 for command in (apply, show, ask, chat, merge, export, remove):
     app.command()(command)
 app.command(help=RUN)(run)
+app.command()(report)
+app.command()(compare)
 app.command(help=CLASSIFY)(classify)
 app.command(help=GENERATE)(generate)
 app.command(help=ABILITY)(ability)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import tiny
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -12,6 +16,15 @@ from loredit.data import Fact, Probe
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return tiny.tokenizer()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def moments_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Second moments of tiny models, of which there is no end, stay out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("loredit.engine.model.statistics.cache", lambda: folder)
+        yield
 
 
 @pytest.fixture(params=["gpt2", "llama"])
@@ -74,3 +87,31 @@ def facts() -> tuple[Fact, ...]:
         ),
         Fact(case_id="sky", prompt="Sky:", target_new="a"),
     )
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, facts: tuple[Fact, ...], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder with a tiny model, a preset for it and a fact list; the working directory is there."""
+    tiny.model("llama").save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    (tmp_path / "tiny.yaml").write_text(
+        f"model: {tmp_path}/tiny\nsites: [mlp_down]\nlayers: 1-2\nrank: 2\nalpha: 4\nlr: 1.0e-2\nsteps: 4\n"
+    )
+    records = [
+        {
+            "case_id": fact.case_id,
+            "prompt": fact.prompt,
+            "target_new": fact.target_new,
+            "rephrase_prompt": list(fact.rephrase_prompts),
+            "locality": {
+                g: [{"prompt": p.prompt, "ground_truth": list(p.answers)} for p in ps]
+                for g, ps in fact.locality.items()
+            },
+        }
+        for fact in facts
+    ]
+    (tmp_path / "facts.json").write_text(json.dumps(records))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,6 +1,7 @@
 """Every method with hyper-parameters for the tiny models. A new method is one more entry.
 
-All leave the lowest layer alone, so that its output is replayed, and reach a token probability of 0.1 within 30 steps.
+All leave the lowest layer alone, so that its output is replayed, and reach a token probability of 0.1 within 30 steps;
+but for closed forms, whose values are trained at their last layer, and reach later tokens through the layers above it.
 """
 
 from __future__ import annotations
@@ -14,14 +15,20 @@ from loredit.editors import Editor, Hparams
 _SITES = {"sites": ["qkv", "mlp_down"], "layers": [1, 2]}
 _LOW_RANK = _SITES | {"lr": 1e-2, "rank": 4, "alpha": 8}
 
+_SOLVED = {"layers": [0, 1], "lr": 0.5, "clamp": 20, "contexts": 1, "statistics_tokens": 400}
+
 METHODS: dict[str, dict[str, Any]] = {
     "adalora": _SITES | {"lr": 5e-2, "init_r": 4, "alpha": 16, "orth_reg_weight": 0.1},
     "adapter": {"placement": "houlsby", "layers": [1, 2], "reduction_factor": 4, "lr": 1e-2},
+    "alphaedit": _SOLVED | {"null_energy": 0.5, "ridge": 1e-3},
     "bitfit": {"sites": ["attention_output", "mlp_down"], "layers": [1, 2], "lr": 3e-2},
     "compacter": {"placement": "pfeiffer", "layers": [1, 2], "reduction_factor": 2, "lr": 3e-2},
+    "emmet": _SOLVED,
     "finetune": {"sites": ["mlp_down"], "layers": [1, 2], "lr": 5e-3},
     "lora": _LOW_RANK,
+    "memit": _SOLVED | {"mom2_update_weight": 0.1},
     "prefix": {"length": 3, "hidden": 8, "init_text": "Fact:", "lr": 3e-2},
+    "rome": _SOLVED | {"layers": [1]},
     "roselora": _LOW_RANK | {"tau": 0.3, "beta": 0.8, "t_i": 0.1, "t_f": 0.4},
     "simplexlora": _LOW_RANK | {"omega_lr": 2},
 }

@@ -13,7 +13,7 @@ import pytest
 import loredit
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("editors", "data", "evaluation", "hparams")
+FOLDERS = ("data", "hparams", "engine", "editors", "evaluation")
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -41,9 +41,11 @@ def test_the_links_lead_to_the_folders_at_the_top():
 
 
 def test_the_wheel_holds_every_module_preset_and_sample(wheel):
-    expected = {f"loredit/{file.name}" for file in (ROOT / "loredit").iterdir() if file.is_file()}
+    links = {ROOT / "loredit" / folder for folder in FOLDERS}
+    own = [file for file in (ROOT / "loredit").rglob("*") if file.suffix == ".py" or file.name == "py.typed"]
+    expected = {file.relative_to(ROOT).as_posix() for file in own if not links.intersection(file.parents)}
     for folder in FOLDERS:
-        for pattern in ("**/*.py", "**/*.yaml", "samples/*.json"):
+        for pattern in ("**/*.py", "**/*.yaml", "**/*.json"):
             expected |= {f"loredit/{file.relative_to(ROOT).as_posix()}" for file in (ROOT / folder).glob(pattern)}
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == expected
@@ -63,8 +65,10 @@ def test_the_installed_wheel_is_imported_from_another_directory(wheel, tmp_path)
     # An isolated interpreter sees neither the working directory nor an editable install placed before the wheel.
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r});"
-        "import loredit; from loredit import data, editors, evaluation, hparams;"
-        "print(*(m.__file__ for m in (loredit, data, editors, evaluation, hparams)), sep='\\n')"
+        "import loredit; from loredit import cli, data, editors, engine, evaluation, hparams, session, store;"
+        "from loredit.commands import run;"
+        "modules = (loredit, cli, data, editors, engine, evaluation, hparams, run, session, store);"
+        "print(*(module.__file__ for module in modules), sep='\\n')"
     )
     for file in run("-I", "-c", code, cwd=tmp_path).splitlines():
         assert Path(file).is_relative_to(tmp_path / "site")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -100,6 +101,15 @@ def model(family: str, dtype: torch.dtype = torch.float64, *, seed: int = 0) -> 
     """The family's tiny model, always with the same weights."""
     torch.manual_seed(seed)
     return FAMILIES[family]().to(dtype).eval()
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def close(family: str) -> dict[str, float]:
+    """GPT-J and GPT-Neo compute attention in float32, whatever the model's dtype."""
+    return {"rtol": 1e-4, "atol": 1e-6} if family in ("gptj", "gpt_neo") else {"rtol": 1e-9, "atol": 1e-10}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,10 +26,44 @@ class Encoded:
 
     ids: tuple[int, ...]
     start: int
+    mark: int | None = None  # the position of a token of interest, before ``start``
 
     @property
     def wanted(self) -> tuple[int, ...]:
         return self.ids[self.start :]
+
+
+class Span(NamedTuple):
+    """Characters ``begin`` to ``end`` of a text, the last not included."""
+
+    begin: int
+    end: int
+
+    def behind(self, text: str) -> Span:
+        """The same characters when ``text`` stands before all."""
+        return Span(self.begin + len(text), self.end + len(text))
+
+
+def subject_span(prompt: str, subject: str | None) -> Span:
+    """Where a prompt names its subject; the last time, if it does so more than once.
+
+    The subject as a word of its own is preferred to a part of a longer word ("Art" in "The Art of Arthur").
+
+    Raises:
+        EncodingError: the prompt does not name it, or there is none.
+
+    Example:
+        >>> subject_span("The capital of France is", "France")
+        Span(begin=15, end=21)
+    """
+    if subject is None:
+        raise EncodingError(f"the method needs the fact's subject, and {prompt!r} comes without one")
+    text = subject.strip()
+    whole = list(re.finditer(rf"(?<!\w){re.escape(text)}(?!\w)", prompt))
+    found = whole or list(re.finditer(re.escape(text), prompt))
+    if not found:
+        raise EncodingError(f"the prompt {prompt!r} does not name the subject {subject!r}")
+    return Span(*found[-1].span())
 
 
 class Encoder:
@@ -40,15 +75,22 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int, reserved: int = 0) -> None:
         self.tokenizer, self.context, self.reserved = tokenizer, context, reserved
 
-    def prompt(self, prompt: str) -> Encoded:
-        """A prompt alone, nothing to predict."""
+    def prompt(self, prompt: str, *, room: int = 0, marked: Span | None = None) -> Encoded:
+        """A prompt alone, nothing to predict; with ``room`` for so many tokens behind it.
+
+        ``marked``: characters of the prompt whose last token is to be marked.
+        """
         ids = tuple(self.tokenizer(prompt)["input_ids"])
         if not ids:
             raise EncodingError(f"the prompt {prompt!r} becomes no token at all")
-        return self._fitting(Encoded(ids, len(ids)), prompt)
+        mark = None if marked is None else self._last_token(prompt, marked)
+        return self._fitting(Encoded(ids, len(ids), mark), prompt, room)
 
-    def answered(self, prompt: str, answer: str, *, end_of_text: bool = False) -> Encoded:
-        """Prompt and answer encoded together; the answer begins where the ids first differ from the prompt's alone."""
+    def answered(self, prompt: str, answer: str, *, end_of_text: bool = False, marked: Span | None = None) -> Encoded:
+        """Prompt and answer encoded together; the answer begins where the ids first differ from the prompt's alone.
+
+        ``marked``: characters of the prompt whose last token is to be marked.
+        """
         text = f"{prompt} {answer}"
         ids = tuple(self.tokenizer(text)["input_ids"])
         alone = self.tokenizer(prompt)["input_ids"]
@@ -61,12 +103,23 @@ class Encoder:
             )
         if end_of_text:
             ids = (*ids, self.tokenizer.eos_token_id)
-        return self._fitting(Encoded(ids, start), text)
+        # Where prompt and answer share a token, the last one that is the prompt's alone stands for it.
+        mark = None if marked is None else min(self._last_token(text, marked), start - 1)
+        return self._fitting(Encoded(ids, start, mark), text)
 
-    def _fitting(self, encoded: Encoded, text: str) -> Encoded:
-        if len(encoded.ids) + self.reserved > self.context:
-            room = f"{self.context}, of which the method takes {self.reserved}" if self.reserved else self.context
-            raise EncodingError(f"{len(encoded.ids)} tokens, but the model's context is {room}: {text[:60]!r}...")
+    def _last_token(self, text: str, span: Span) -> int:
+        """The position of the last token that has a part in these characters."""
+        if not self.tokenizer.is_fast:
+            raise EncodingError(
+                f"a {type(self.tokenizer).__name__} does not say where its tokens stand; load a fast tokenizer"
+            )
+        offsets = self.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        return max(i for i, (begin, end) in enumerate(offsets) if begin < span.end and end > span.begin)
+
+    def _fitting(self, encoded: Encoded, text: str, room: int = 0) -> Encoded:
+        if len(encoded.ids) + room + self.reserved > self.context:
+            whole = f"{self.context}, of which the method takes {self.reserved}" if self.reserved else self.context
+            raise EncodingError(f"{len(encoded.ids)} tokens, but the model's context is {whole}: {text[:60]!r}...")
         return encoded
 
 
@@ -130,6 +183,7 @@ class Batch:
     at: tuple[Tensor, Tensor]  # row and position of each prediction, (N,) each
     labels: Tensor  # (N,)
     table: Table  # (N,) -> (R, K)
+    marks: tuple[Tensor, Tensor]  # row and position of each marked token, at most one a row
 
     @classmethod
     def of(cls, rows: Sequence[Encoded], device: torch.device | str) -> Batch:
@@ -137,4 +191,7 @@ class Batch:
         places = [(r, row.start - 1 + k) for r, row in enumerate(rows) for k in range(len(row.wanted))]
         row, position = torch.tensor(places, device=device).unbind(1)
         labels = torch.tensor([token for encoded in rows for token in encoded.wanted], device=device)
-        return cls(ids, (row, position), labels, Table([len(encoded.wanted) for encoded in rows], device))
+        marks = torch.tensor([[r, row.mark] for r, row in enumerate(rows) if row.mark is not None], device=device)
+        marked, mark = marks.long().view(-1, 2).unbind(1)
+        table = Table([len(encoded.wanted) for encoded in rows], device)
+        return cls(ids, (row, position), labels, table, (marked, mark))

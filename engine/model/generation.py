@@ -66,6 +66,7 @@ def continuations(
     with frozen(model), plain_attention(model), last, ExitStack() as attached:
         attached.enter_context(attach(running))
         for step in range(tokens):
+            full = False  # a row has filled the context: another token of it would be at a position that there is not
             logits = model(
                 input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
             ).logits[:, 0]
@@ -73,14 +74,16 @@ def continuations(
             for row, token in zip(running, chosen.tolist(), strict=True):
                 if row not in finished:
                     out[row].append(token)
-                if (stop and stop(row, token)) or len(prompts[row]) + len(out[row]) >= context:
+                filled = len(prompts[row]) + len(out[row]) >= context
+                full |= filled
+                if filled or (stop and stop(row, token)):
                     finished.add(row)
             live = [i for i, row in enumerate(running) if row not in finished]
             if progress:
                 progress((step + 1) / tokens if live else 1.0)
             if not live:
                 break
-            if len(live) <= len(running) // 2:  # dropping rows copies the cache, so not for every single one
+            if full or len(live) <= len(running) // 2:  # dropping rows copies the cache, so not for every single one
                 index = torch.tensor(live, device=model.device)
                 cache.batch_select_indices(index)
                 mask, chosen, running = mask[index], chosen[index], [running[i] for i in live]

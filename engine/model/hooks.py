@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -36,3 +38,33 @@ def attached_to(model: nn.Module) -> bool:
         if any(isinstance(hook, EditHook) for hook in hooks):
             return True
     return False
+
+
+def check_free(model: nn.Module, doing: str) -> None:
+    """Refuse a model that something is attached to, or that runs compiled code, which knows no hooks of later.
+
+    Raises RuntimeError: "edits are attached to the model; <doing> outside of ..." or the like.
+    """
+    if attached_to(model):
+        raise RuntimeError(f"edits are attached to the model; {doing} outside of `with edits.on(...)`")
+    if getattr(model, "_compiled_call_impl", None) is not None or hasattr(model, "_orig_mod"):
+        raise RuntimeError(
+            f"the model is compiled, and compiled code passes edits by; {doing} with the model as it was"
+        )
+
+
+@contextmanager
+def seen_by_compiled_code() -> Iterator[None]:
+    """What ``torch.compile`` has made of a model before must be made anew once hooks have come or gone: it does not
+    look at them by itself, and would go on computing without the edit."""
+    _forget_compiled()
+    try:
+        yield
+    finally:
+        _forget_compiled()
+
+
+def _forget_compiled() -> None:
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and getattr(dynamo.eval_frame, "cached_backends", True):
+        dynamo.reset()

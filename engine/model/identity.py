@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from transformers import PreTrainedModel
@@ -40,7 +40,7 @@ def identity_of(model: PreTrainedModel) -> str:
     config |= {key: value for key, value in rope.items() if key in _ARCHITECTURE} if isinstance(rope, dict) else {}
     used = {key: value for key in _ARCHITECTURE if (value := config.get(key)) is not None}
     digest = hashlib.sha256(json.dumps(used, sort_keys=True, default=str).encode())
-    _add_tensors(digest, sorted(model.named_parameters()))
+    _add_tensors(digest.update, sorted(model.named_parameters()))
     return _RULE + digest.hexdigest()
 
 
@@ -54,11 +54,11 @@ def _by_rule_1(model: PreTrainedModel) -> str:
     volatile = {"transformers_version", "_name_or_path", "dtype", "torch_dtype"}
     config = {key: value for key, value in model.config.to_dict().items() if key not in volatile}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    _add_tensors(digest, sorted(model.state_dict().items()))
+    _add_tensors(digest.update, sorted(model.state_dict().items()))
     return digest.hexdigest()
 
 
-def _add_tensors(digest: Any, named: list[tuple[str, torch.Tensor]]) -> None:
+def _add_tensors(add: Callable[[bytes | memoryview], None], named: list[tuple[str, torch.Tensor]]) -> None:
     for name, tensor in named:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        add(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        add(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

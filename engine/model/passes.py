@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +74,11 @@ def _last_maps_at(model: PreTrainedModel, places: Tensor) -> Iterator[None]:
 def rows_counted(model: nn.Module, rows: int) -> Iterator[None]:
     """Refuses a batch of another number of rows, which would silently be cut into rows of another length."""
 
-    def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = args[0] if args else kwargs.get("input_ids")
-        found = len(kwargs["inputs_embeds"] if ids is None else ids)
+    def check(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        given = args[0] if args else kwargs.get("input_ids")
+        given = kwargs.get("inputs_embeds") if given is None else given
+        assert isinstance(given, Tensor), "a model is called with ids, or with embeddings in their place"
+        found = len(given)
         if found != rows:
             raise ValueError(
                 f"edits are attached for {rows} rows, but the batch has {found}: name one, or -1, for each"
@@ -114,7 +115,7 @@ def input_of(model: PreTrainedModel, layer: int, ids: Tensor, **more: Tensor) ->
     ``more``: what else the model takes, such as a mask.
     """
 
-    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def stop(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         raise _Reached(_input(args, kwargs))
 
     handle = blocks(model)[layer].register_forward_pre_hook(stop, with_kwargs=True)
@@ -127,12 +128,44 @@ def input_of(model: PreTrainedModel, layer: int, ids: Tensor, **more: Tensor) ->
     raise AssertionError("the model ran without its blocks")
 
 
+@torch.no_grad()
+def seen(
+    model: PreTrainedModel, ids: Tensor, *, inputs: Sequence[nn.Module] = (), outputs: Sequence[nn.Module] = ()
+) -> list[Tensor]:
+    """(R, T) ids -> (R, T, width) each: what the modules of ``inputs`` get, then what those of ``outputs`` give, with
+    edits that are attached. The pass ends where the last of them has been seen.
+    """
+    found: dict[int, Tensor] = {}
+
+    def note(place: int, value: Tensor) -> None:
+        found[place] = value.reshape(*ids.shape, -1)  # OPT's MLP has rows and tokens in one axis
+        if len(found) == len(inputs) + len(outputs):
+            raise _Reached
+
+    def entered(place: int) -> Callable[..., None]:
+        return lambda _, args: note(place, args[0])
+
+    def left(place: int) -> Callable[..., None]:
+        return lambda _, args, output: note(place, output[0] if isinstance(output, tuple) else output)
+
+    with ExitStack() as stack:
+        for place, module in enumerate(inputs):
+            stack.callback(module.register_forward_pre_hook(entered(place)).remove)
+        for place, module in enumerate(outputs, len(inputs)):
+            stack.callback(module.register_forward_hook(left(place)).remove)
+        with suppress(_Reached):
+            model(input_ids=ids, use_cache=False)
+    return [found[place] for place in range(len(found))]
+
+
 @contextmanager
 def replayed(model: nn.Module, layer: int, hidden: Tensor) -> Iterator[None]:
     """Block ``layer`` gets ``hidden``; the blocks below, unchanged since :func:`recorded`, are skipped."""
     below = [block for depth, block in enumerate(blocks(model)) if depth < layer]
 
-    def swap(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def swap(
+        _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
         if "hidden_states" in kwargs:
             return args, {**kwargs, "hidden_states": hidden}
         return (hidden, *args[1:]), kwargs
@@ -157,5 +190,7 @@ def _forwarded(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[No
             module.forward = own
 
 
-def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+def _input(args: tuple[object, ...], kwargs: dict[str, object]) -> Tensor:
+    hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    assert isinstance(hidden, Tensor), "a block gets hidden states, first or by name"
+    return hidden

@@ -194,6 +194,11 @@ def weight_shape(module: nn.Module) -> tuple[int, int]:
     return shape[::-1] if transposed(module) else shape
 
 
+def weight_norm(module: nn.Module) -> float:
+    """Frobenius norm of a linear map's weight."""
+    return float(module.weight.detach().norm())  # type: ignore[operator]
+
+
 def transposed(module: nn.Module) -> bool:
     """Does this module keep its weight as (I, O)? The one place where Conv1D and Linear are told apart.
 

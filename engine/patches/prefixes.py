@@ -29,7 +29,10 @@ def prepended(model: PreTrainedModel, kv: Tensor, edited: Tensor) -> Iterator[No
     length = kv.shape[4]
 
     def prepend(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        ids = args[0] if args else kwargs["input_ids"]
+        ids = args[0] if args else kwargs.get("input_ids")
+        ids = (
+            kwargs["inputs_embeds"] if ids is None else ids
+        )  # (R, T) or (R, T, d): rows and tokens are all that is read
         cache, mask, places = (kwargs.get(key) for key in ("past_key_values", "attention_mask", "position_ids"))
         cache = DynamicCache(config=model.config) if cache is None else cache
         past = cache.get_seq_length()

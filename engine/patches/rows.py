@@ -5,7 +5,9 @@ Shapes: E edits, R rows of a batch, T tokens, I/O a map's input/output width.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -22,10 +24,18 @@ class Rows:
     Where every edit has the same number of neighbouring rows (training, generation), the rows of an edit are folded
     into one matrix and no parameter is copied. Otherwise parameters are gathered once per row and kept for as long
     as this object lives, which is one forward pass in training and one whole generation in evaluation.
+
+    ``marks``: row and position of tokens of interest (:class:`~..model.encoding.Batch`), for patches that need them.
     """
 
-    def __init__(self, edits: Sequence[int], n_edits: int, device: torch.device | str) -> None:
-        self.edits = list(edits)
+    def __init__(
+        self,
+        edits: Sequence[int],
+        n_edits: int,
+        device: torch.device | str,
+        marks: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self.edits, self.marks = list(edits), marks
         if any(not -1 <= e < n_edits for e in self.edits):
             raise IndexError(f"rows name edits from -1 to {n_edits - 1}, got {min(self.edits)} to {max(self.edits)}")
         each, rest = divmod(len(self.edits), n_edits)
@@ -34,7 +44,7 @@ class Rows:
         self.keys: Tensor | None = None  # (R,) int32, set while training: what each row's dropout masks derive from
         self._device = device
         self._index: Tensor | None = None
-        self._taken: dict[int, Tensor] = {}
+        self._taken: dict[tuple[int, torch.dtype, bool], tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.edits)
@@ -58,9 +68,8 @@ class Rows:
     @property
     def within(self) -> Tensor:
         """(R,), which of its edit's rows each row is: 0, 1, ..."""
-        seen: dict[int, int] = {}
-        places = [seen.update({e: seen.get(e, -1) + 1}) or seen[e] for e in self.edits]
-        return torch.tensor(places, device=self._device)
+        counts: dict[int, count[int]] = defaultdict(count)
+        return torch.tensor([next(counts[e]) for e in self.edits], device=self._device)
 
     def dropout(self, x: Tensor, p: float, place: int) -> Tensor:
         """(R, T, I) with the share ``p`` of its numbers dropped while training; ``place`` tells sites apart."""
@@ -92,7 +101,9 @@ class Rows:
         return y[order.argsort()]
 
     def _take(self, parameter: Tensor, dtype: torch.dtype, *, gather: bool) -> Tensor:
-        if id(parameter) not in self._taken:
+        key = (id(parameter), dtype, gather)
+        if key not in self._taken:
             cast = parameter.to(dtype)
-            self._taken[id(parameter)] = cast.index_select(0, self.index) if gather else cast
-        return self._taken[id(parameter)]
+            # With the parameter itself: while it lives, no other tensor can have its id.
+            self._taken[key] = parameter, cast.index_select(0, self.index) if gather else cast
+        return self._taken[key][1]

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..method import Method
+from ..method import Trainable
 from ..model.attention import trainable_attention
-from ..model.encoding import Batch, Table
+from ..model.encoding import Batch, Encoded, Table
 from ..model.passes import frozen, input_of, logits_at, replayed
 from ..outcome import Outcome
 from ..patches.adam import Adam
@@ -28,9 +28,12 @@ from ..patches.rows import Rows
 from ..progress import Phase, Progress
 from .lessons import Lesson
 
+# The loss is seen before a step is taken; what the last step did shows in the weights alone.
+SICK = "the last step made a weight NaN or infinite; a lower lr may help"
+
 
 def train(
-    method: Method, patch: Patch, lessons: Sequence[Lesson], progress: Progress | None = None
+    method: Trainable, patch: Patch, lessons: Sequence[Lesson], progress: Progress | None = None
 ) -> tuple[Patch, list[Outcome]]:
     """Train edit e of the patch on ``lessons[e]``; the trained patch and how each edit ended."""
     h = method.hparams
@@ -39,14 +42,14 @@ def train(
     with frozen(method.model), trainable_attention(method.model):
         work = Work(method, patch, lessons)
         for step in range(h.steps):
-            loss, lowest = work.losses()
+            loss, sure = work.losses()
             failed = ~loss.isfinite()
-            done = failed if h.stop_at is None else failed | ((lowest >= h.stop_at) & method.may_stop(work.patch.steps))
+            done = failed if h.sure is None else failed | ((sure >= h.sure) & method.may_stop(work.patch.steps))
             last, flags = torch.stack([loss, done.to(loss.dtype)]).tolist()  # the one wait for the device in a step
             over, left = [i for i, flag in enumerate(flags) if flag], [i for i, flag in enumerate(flags) if not flag]
             for i in over:
                 error = None if isfinite(last[i]) else f"the loss became {last[i]} at step {step}; a lower lr may help"
-                outcomes[work.edits[i]] = Outcome(step, last[i], error)
+                outcomes[work.edits[i]] = Outcome(step, last[i], error, notes=lessons[work.edits[i]].notes)
             if over:
                 ended.append(([work.edits[i] for i in over], work.patch.finished(over)))
             if left:
@@ -59,7 +62,9 @@ def train(
             if not left:
                 break
         if work.edits:
-            outcomes |= {e: Outcome(h.steps, last[i]) for i, e in enumerate(work.edits)}
+            sound = work.patch.sound()
+            for i, e in enumerate(work.edits):
+                outcomes[e] = Outcome(h.steps, last[i], None if sound[i] else SICK, notes=lessons[e].notes)
             ended.append((work.edits, work.patch.finished(range(len(work.edits)))))
     if lost := [e for e, outcome in outcomes.items() if outcome.error]:
         ended.append((lost, method.untrained([int(patch.seeds[e]) for e in lost])))
@@ -71,7 +76,7 @@ def train(
 class Work:
     """The edits in training: their patch, optimizer state and rows, and what stays the same while they train."""
 
-    def __init__(self, method: Method, patch: Patch, lessons: Sequence[Lesson]) -> None:
+    def __init__(self, method: Trainable, patch: Patch, lessons: Sequence[Lesson]) -> None:
         self.method, self.patch, self.edits = method, patch.train(), list(range(len(lessons)))
         self._precision = torch.promote_types(torch.float32, method.model.dtype)
         self.adam = Adam(self._parameters(), patch.rates(method.hparams.lr))
@@ -81,8 +86,16 @@ class Work:
         self._unedited = self._unedited_log_probs() if self._anchor.any() else None
 
     def losses(self) -> tuple[Tensor, Tensor]:
-        """(E,) each edit's loss, and (E,) the lowest probability among its target tokens."""
-        with self.patch.attached(self.method.model, Rows(self._owner, len(self.edits), self.patch.seeds.device)):
+        """(E,) each edit's loss, and (E,) how sure it is: the lowest probability among its target tokens; 1 where
+        each is the likeliest, if that is to end an edit (``stop_at_rank_1``)."""
+        loss, _, sure = self.losses_leaving(None)
+        return loss, sure
+
+    def losses_leaving(self, leave_at: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`losses`, and between the two (E,) the loss without the answers of the facts that are there, which
+        are so sure of all of their target tokens; what they hold stays in it."""
+        rows = Rows(self._owner, len(self.edits), self.patch.seeds.device, self._batch.marks)
+        with self.patch.attached(self.method.model, rows):
             logits = self._logits()
         cost = nll = F.cross_entropy(logits, self._batch.labels, reduction="none")
         if self._unedited is not None:
@@ -93,8 +106,22 @@ class Work:
             )
         of_row = self._batch.table(cost).sum(1) / self._batch.table.counts
         worst = self._batch.table(nll.detach()).amax(1).masked_fill(self._anchor, 0.0)
-        loss = self._rows(of_row * self._weights).sum(1) + self.patch.penalty()
-        return loss, (-self._rows(worst).amax(1)).exp()
+        if self.method.hparams.stop_at_rank_1:
+            beaten = self._batch.table((logits.argmax(-1) != self._batch.labels).to(nll.dtype)).amax(1)
+            worst = worst.masked_fill(beaten == 0, 0.0)
+        penalty = self.patch.penalty()
+        loss = left = self._rows(of_row * self._weights).sum(1) + penalty
+        if leave_at is not None:
+            left = self._rows(of_row * self._weights * self._staying(worst, leave_at)).sum(1) + penalty
+        return loss, left, (-self._rows(worst).amax(1)).exp()
+
+    def _staying(self, worst: Tensor, leave_at: float) -> Tensor:
+        """(R,), 0 for the answers of a fact all of whose target tokens have this probability, else 1."""
+        rows = [of_fact for lesson in self._lessons for of_fact in _by_fact(lesson)]
+        counts = [len(of_fact) for of_fact in rows if of_fact]
+        is_there = (-Table(counts, worst.device)(worst).amax(1)).exp() >= leave_at
+        of_row = is_there.repeat_interleave(torch.tensor(counts, device=worst.device))
+        return (~of_row | self._anchor).to(worst.dtype)
 
     def step(self, loss: Tensor) -> None:
         """One optimizer step on the sum over edits."""
@@ -128,8 +155,8 @@ class Work:
 
     def _lay_out(self, lessons: list[Lesson]) -> None:
         device, kl_weight = self.patch.seeds.device, self.method.hparams.kl_weight
-        rows = [row for part in lessons for row in (*part.answers, *part.anchors)]
-        counts = [(len(part.answers), len(part.anchors)) for part in lessons]
+        rows = [row for lesson in lessons for of_fact in _by_fact(lesson) for row in of_fact]
+        counts = [(len(lesson.answers), len(lesson.anchors)) for lesson in lessons]
         self._lessons = lessons
         self._owner = [e for e, (answers, anchors) in enumerate(counts) for _ in range(answers + anchors)]
         self._batch, self._rows = Batch.of(rows, device), Table([sum(n) for n in counts], device)
@@ -155,6 +182,11 @@ class Work:
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.patch.named_parameters())
+
+
+def _by_fact(lesson: Lesson) -> list[tuple[Encoded, ...]]:
+    """A lesson's rows in the order in which they are laid out: the answers of each fact, then the anchors of each."""
+    return [*(part.answers for part in lesson.parts), *(part.anchors for part in lesson.parts)]
 
 
 def clip(patch: Patch, most: float) -> None:

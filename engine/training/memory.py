@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from pathlib import Path
-
-import psutil
 import torch
 from torch import Tensor
 
-from ..devices import Budget
-from ..method import Method
+from ..devices import Budget, free_memory
+from ..method import Method, Trainable
 from ..model.attention import trainable_attention
 from ..model.passes import frozen
 from .lessons import Lesson
@@ -22,11 +18,6 @@ _MOST = Budget(cpu=128, mps=64, accelerator=1024)
 _SHARE = 0.5
 # Copies of each trained number while training: value, gradient, two Adam moments, one working copy, two sensitivities.
 _COPIES = 7
-# Where a container's limit stands and what it uses: control groups of version 2, and of version 1.
-_CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
 # What torch's CPU allocator says on Linux ("can't allocate memory") and on Windows ("not enough memory").
 _CPU_MESSAGES = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
 
@@ -35,14 +26,14 @@ def edits_that_fit(method: Method, lesson: Lesson) -> int:
     """Edits like this one that fit beside each other on the model's device."""
     device = method.model.device
     try:
-        return max(1, min(_MOST.on(device), int(_free(device) * _SHARE) // bytes_per_edit(method, lesson)))
+        return max(1, min(_MOST.on(device), int(free_memory(device) * _SHARE) // method.bytes_per_edit(lesson)))
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             return 1
         raise
 
 
-def bytes_per_edit(method: Method, lesson: Lesson) -> int:
+def bytes_in_training(method: Trainable, lesson: Lesson) -> int:
     """Peak bytes that one more edit costs: what its graph keeps for the backward pass, its logits and its state."""
     own = {p.untyped_storage().data_ptr() for p in method.model.parameters()}
     saved: dict[int, int] = {}
@@ -63,21 +54,6 @@ def bytes_per_edit(method: Method, lesson: Lesson) -> int:
     predictions = sum(len(row.wanted) for row in (*lesson.answers, *lesson.anchors))
     logits = 3 * 4 * predictions * method.model.config.vocab_size
     return sum(saved.values()) + logits + _COPIES * trained
-
-
-def _free(device: torch.device) -> int:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min([psutil.virtual_memory().available, *_free_in_container()])
-
-
-def _free_in_container() -> list[int]:
-    """What a control group still allows this process; psutil sees the whole machine."""
-    for limit, used in _CGROUPS:
-        with suppress(OSError, ValueError):  # no such group, or "max" for no limit
-            return [max(0, int(Path(limit).read_text()) - int(Path(used).read_text()))]
-    return []
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,28 +1,33 @@
 """One edit that carries many facts: all of them in one training, or one after another on the same patch.
 
-The facts of one optimizer step are a *mini-batch*. ``breadth_first``, mini-batches are learned from in turn, pass after
-pass; ``depth_first``, each is learned to its end before the next, with an optimizer of its own. Sequential editing is
-depth first, one fact at a time. ``steps`` is how often each fact is learned from, at most: a pass is one step on every
-mini-batch, and what a method's schedule counts in steps it counts in passes (``Hparams.in_steps``).
+The facts of one optimizer step are a *mini-batch*. ``breadth_first``, every fact is learned from once in a pass, in
+mini-batches that are drawn anew for each pass; ``depth_first``, each mini-batch is learned to its end before the next,
+with an optimizer of its own. ``steps`` is how often each fact is learned from, at most, and what a method's schedule
+counts in steps it counts in passes (``Hparams.in_steps``).
 
-A mini-batch whose facts have all reached ``stop_at`` takes no step. An edit is finished after a pass without a step:
-then all facts have reached it with the same weights.
+A fact that is there (all its target tokens have reached ``stop_at``, and the method's schedule is over) leaves the loss
+of its step, and what it holds stays in; a mini-batch whose facts are all there takes no step. An edit is finished after
+a pass without a step: then all facts have reached it with the same weights. Which wordings and which held predictions
+of a fact are in a step (``wordings_per_step``, ``held_per_step``), and which earlier facts are learned again
+(``replay``), is drawn from the edit's own seed. Nothing is kept of a mini-batch, so memory does not grow with the list.
 
 A fact whose loss is not finite is left out. If that is so of all facts of a mini-batch, and was not so before the
-latest pass that began well, the weights are to blame: the patch goes back to where it was then.
+latest pass that began well, the weights are to blame: the patch goes back to where it was then. Of a single mini-batch
+no earlier state is kept: where all its facts fail, the edit has failed.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from statistics import fmean
 
 import torch
 
 from ...data.facts import Fact
-from ..method import Method
+from ..method import Method, Trained
 from ..model.attention import trainable_attention
 from ..model.encoding import EncodingError
 from ..model.passes import frozen
@@ -30,49 +35,57 @@ from ..outcome import Outcome
 from ..patches.adam import Adam
 from ..patches.patch import Patch
 from ..progress import Phase, Progress
-from .loop import Work
-
-# Mini-batches whose unchanging part (ids, the output of the blocks below the edit) is kept from pass to pass.
-_WORKS_KEPT = 64
+from ..seeds import seed_of
+from .lessons import Lesson, Part
+from .loop import SICK, Work
 
 
 def together(
-    method: Method, facts: Sequence[Fact], seed: int, before: Patch | None, progress: Progress | None
+    method: Trained,
+    facts: Sequence[Fact],
+    seed: int,
+    before: Patch | None,
+    earlier: Sequence[Fact],
+    progress: Progress | None,
 ) -> tuple[Patch, Outcome]:
-    """One edit that carries all facts, going on from the patch ``before`` if there is one; and how this went."""
+    """One edit that carries all facts, going on from the patch ``before`` and its ``earlier`` facts if there is one."""
     h = method.hparams
     patch = before and before.take([0])  # training changes tensors in place
-    lost = _unusable(method, facts)
-    good = [i for i in range(len(facts)) if i not in lost]
-    batches = [good[i : i + h.batch_size] for i in range(0, len(good), h.batch_size)]
-    courses = [batches] if h.order == "breadth_first" else [[batch] for batch in batches]
+    parts, lost = _parts(method, facts)
+    notes = tuple(dict.fromkeys(note for part in parts.values() for note in part.notes))
+    good = [*parts]
+    replayed = [*_parts(method, earlier)[0].values()] if h.replay else []
+    depth_first = h.order == "depth_first"
+    courses = [good[i : i + h.batch_size] for i in range(0, len(good), h.batch_size)] if depth_first else [good]
     steps, losses = 0, []
     with frozen(method.model), trainable_attention(method.model):
-        for number, part in enumerate(filter(None, courses)):
-            paced = _paced(method, len(part))
-            course = _Course(paced, _begun(paced, seed, patch), facts, part)
+        for number, indices in enumerate(filter(None, courses)):
+            paced = _paced(method, -(-len(indices) // h.batch_size))
+            course = _Course(paced, _begun(paced, seed, patch), {i: parts[i] for i in indices}, replayed)
             course.run(partial(_tell, progress, len(facts), number, len(courses)))
             lost |= course.lost
-            if any(course.batches):
+            if not all(course.patch.sound()):  # a single step can do that, and the next loss is never seen
+                lost |= dict.fromkeys(course.parts, SICK)
+            elif course.parts:
                 patch = course.patch.finished([0])
                 steps += int(patch.steps)
                 losses.append(course.loss)
-    outcome = Outcome(steps, fmean(losses) if losses else None, None, lost)
+    outcome = Outcome(steps, fmean(losses) if losses else None, None, lost, notes)
     return patch or method.untrained([seed]), outcome
 
 
-def _unusable(method: Method, facts: Sequence[Fact]) -> dict[int, str]:
-    """Why facts cannot be learned, by index."""
-    lost = {}
+def _parts(method: Method, facts: Sequence[Fact]) -> tuple[dict[int, Part], dict[int, str]]:
+    """What facts bring into the lesson, by index; and why others cannot be learned."""
+    parts, lost = {}, {}
     for i, fact in enumerate(facts):
         try:
-            method.lesson([fact])
+            (parts[i],) = method.lesson([fact]).parts
         except EncodingError as error:
             lost[i] = str(error)
-    return lost
+    return parts, lost
 
 
-def _paced(method: Method, batches: int) -> Method:
+def _paced(method: Trained, batches: int) -> Trained:
     """The method with schedules that last as long as all passes over so many mini-batches."""
     paced = copy.copy(method)
     paced.hparams = method.hparams.model_copy(
@@ -81,7 +94,7 @@ def _paced(method: Method, batches: int) -> Method:
     return paced
 
 
-def _begun(method: Method, seed: int, before: Patch | None) -> Patch:
+def _begun(method: Trained, seed: int, before: Patch | None) -> Patch:
     """A fresh patch, or one that goes on from ``before``."""
     patch = method.fresh([seed])
     if before is not None:
@@ -96,76 +109,97 @@ def _tell(progress: Progress | None, facts: int, course: int, courses: int, shar
 
 
 class _Course:
-    """A patch in training on mini-batches in turn, which are lists of indices into ``facts``."""
+    """A patch in training on facts in mini-batches, and on some of those that it carries already."""
 
-    def __init__(self, method: Method, patch: Patch, facts: Sequence[Fact], batches: list[list[int]]) -> None:
-        self.method, self.patch, self.facts, self.batches = method, patch, facts, batches
+    def __init__(self, method: Trained, patch: Patch, parts: dict[int, Part], earlier: Sequence[Part]) -> None:
+        self.method, self.patch, self.parts, self.earlier = method, patch, parts, earlier
         self.lost: dict[int, str] = {}
+        self._seed, self._size = int(patch.seeds[0]), method.hparams.batch_size
         self._adam: Adam | None = None
         self._good: tuple[Patch, Adam | None] = (patch, None)
-        self._works: dict[int, Work] = {}
-        self._losses: dict[int, float] = {}
+        self._work: tuple[Lesson, Work] | None = None
+        self._losses: list[float] = []
 
     @property
     def loss(self) -> float:
-        """The mean over mini-batches of the loss each had when it was last seen."""
-        return fmean(self._losses.values())
+        """The mean over the mini-batches of the latest pass."""
+        return fmean(self._losses)
 
     def run(self, told: Callable[[float], None]) -> None:
-        n = len(self.batches)
+        """Pass after pass, until one takes no step."""
+        n = -(-len(self.parts) // self._size)
         passes = self.method.hparams.steps // n
         for number in range(passes):
-            moved = False
-            for i in range(n):
-                moved |= self._learn(i, number, moved)
+            moved, seen = False, []
+            for i, batch in enumerate(self._batches(number)):
+                taken, loss = self._learn(batch, number, moved)
+                moved |= taken
+                seen += [] if loss is None else [loss]
                 told((number + (i + 1) / n) / passes)
+            self._losses = seen or self._losses
             if not moved:
                 break
 
-    def _learn(self, i: int, number: int, moved: bool) -> bool:
-        """One step on mini-batch i, unless its facts are all there; whether it was taken. ``moved``: the pass has
-        taken a step before."""
-        while self.batches[i]:
-            work = self._work(i)
-            loss, lowest = work.losses()
+    def _batches(self, number: int) -> Iterator[list[int]]:
+        """The facts in mini-batches, in an order of this pass."""
+        order = [*self.parts]
+        if len(order) > self._size:
+            random.Random(seed_of("order", self._seed, number)).shuffle(order)
+        for i in range(0, len(order), self._size):
+            yield order[i : i + self._size]
+
+    def _learn(self, batch: list[int], number: int, moved: bool) -> tuple[bool, float | None]:
+        """One step on a mini-batch, unless its facts are all there: whether it was taken, and the loss before it.
+        ``moved``: the pass has taken a step before."""
+        while batch := [i for i in batch if i in self.parts]:
+            work = self._working(self._lesson(batch, number))
+            enough = self.method.hparams.sure if self.method.may_stop(self.patch.steps) else None
+            loss, left, sure = work.losses_leaving(enough)
             if loss.isfinite():
                 break
-            self._leave_out(i, f"the loss became {loss.item()} at step {number}; a lower lr may help")
+            self._leave_out(batch, f"the loss became {loss.item()} at step {number}; a lower lr may help")
         else:
-            return False
-        self._losses[i] = loss.item()
-        stop_at = self.method.hparams.stop_at
-        if stop_at is not None and lowest >= stop_at and self.method.may_stop(self.patch.steps):
-            return False
-        if not moved and len(self.batches) > 1:  # of a single mini-batch that fails nothing is kept
+            return False, None
+        if enough is not None and sure >= enough:
+            return False, loss.item()
+        if not moved and len(self.parts) > self._size:  # of a single mini-batch that fails nothing is kept
             self._good = copy.deepcopy((self.patch, self._adam))
-        work.step(loss.sum())
-        return True
+        work.step(left.sum())
+        return True, loss.item()
 
-    def _leave_out(self, i: int, message: str) -> None:
-        """Give up those facts of mini-batch i whose loss is not finite."""
-        indices = self.batches[i]
-        sick = [fact for fact in indices if not self._is_finite(fact, self.patch)] or indices
-        if len(sick) == len(indices) and any(self._is_finite(fact, self._good[0]) for fact in sick):
+    def _lesson(self, batch: Sequence[int], number: int) -> Lesson:
+        """What is learned from in a step of pass ``number``."""
+        h = self.method.hparams
+        draw = random.Random(seed_of("replay", self._seed, number, *batch))
+        again = draw.sample(self.earlier, min(h.replay, len(self.earlier)))
+        parts = [*(self.parts[i] for i in batch), *again]
+        if h.wordings_per_step is None and h.held_per_step is None:
+            return Lesson(tuple(parts))
+        seeds = (seed_of("draw", self._seed, number, part.fact.case_id) for part in parts)
+        return Lesson(
+            tuple(p.drawn(h.wordings_per_step, h.held_per_step, s) for p, s in zip(parts, seeds, strict=True))
+        )
+
+    def _leave_out(self, batch: Sequence[int], message: str) -> None:
+        """Give up those facts of a mini-batch whose loss is not finite."""
+        sick = [i for i in batch if not self._is_finite(i, self.patch)] or [*batch]
+        if len(sick) == len(batch) and any(self._is_finite(i, self._good[0]) for i in sick):
             self.patch, self._adam = copy.deepcopy(self._good)
         self.lost |= dict.fromkeys(sick, message)
-        self.batches[i] = [fact for fact in indices if fact not in sick]
-        self._works.pop(i, None)
-        self._losses.pop(i, None)
+        for i in sick:
+            del self.parts[i]
+        self._work = None
 
     @torch.no_grad()
-    def _is_finite(self, fact: int, patch: Patch) -> bool:
-        loss, _ = Work(self.method, patch, [self.method.lesson([self.facts[fact]])]).losses()
+    def _is_finite(self, i: int, patch: Patch) -> bool:
+        loss, _ = Work(self.method, patch, [Lesson((self.parts[i],))]).losses()
         return bool(loss.isfinite())
 
-    def _work(self, i: int) -> Work:
-        """Mini-batch i, set to work on the patch as it is."""
-        work = self._works.get(i)
-        if work is None:
-            facts = [self.facts[fact] for fact in self.batches[i]]
-            work = Work(self.method, self.patch, [self.method.lesson(facts)])
-            if len(self._works) < _WORKS_KEPT:
-                self._works[i] = work
+    def _working(self, lesson: Lesson) -> Work:
+        """The lesson, set to work on the patch as it is; what stays the same from step to step is not made anew."""
+        if self._work is None or self._work[0] != lesson:
+            self._work = lesson, Work(self.method, self.patch, [lesson])
+        work = self._work[1]
         self._adam = self._adam or work.adam
         work.patch, work.adam = self.patch.train(), self._adam
         return work

@@ -1,6 +1,7 @@
 """A classification run: data, model, training of all seeds, scores, and a folder with all of it.
 
-The folder holds ``run.json`` (everything needed to repeat the run), ``metrics.json`` and pictures.
+The folder holds ``run.json`` (everything needed to repeat the run), ``metrics.json``, pictures, and ``report.html``
+with all of them.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from torch import Tensor
 from ...data import aqua, glue, human_vs_machine
 from ...data.examples import Example, TaskData
 from ...data.messages import unknown
-from ...editors import Hparams, find
+from ...editors import find
 from ...engine.files import replacing
 from ...engine.model.identity import identity_of
 from ...engine.model.loading import LoadedModel
 from ...engine.model.loading import load as load_model
 from ...engine.patches.patch import nonzero_share
 from ...engine.seeds import seed_of
+from ...engine.settings import TrainedHparams
 from ..folder import RUN, RunError, open_folder
+from ..report.html import write_report
 from ..tuning import methods
 from ..tuning.examples import Encoded, Encoder, collated
 from ..tuning.side_by_side import SideBySide, fresh_head, parameters_of, set_head
@@ -60,7 +63,7 @@ class _Setup:
     """All that training needs beside the examples."""
 
     editor: str
-    hparams: Hparams
+    hparams: TrainedHparams
     loaded: LoadedModel
     options: bool
     train: bool
@@ -174,8 +177,9 @@ def run(
         "curves": asdict(trained.curves),
     }
     with replacing(folder / "metrics.json") as path:
-        path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        path.write_text(json.dumps(found, indent=1, allow_nan=False), encoding="utf-8")
     _draw(folder, f"{editor} on {task}", examples.classes, splits, trained.curves, seeds)
+    write_report(folder)
     return ClassificationResult(found, folder)
 
 

@@ -2,61 +2,180 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
-from collections.abc import Mapping, Sequence
-from itertools import cycle
+import textwrap
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import cycle, groupby
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from scipy.optimize import linear_sum_assignment
 
 from ...engine.files import replacing
 from ..metrics import Estimate, Summary
 from ..retention import Checkpoint
 from ..scores import FactScores
 
-# Okabe and Ito's palette, told apart by colour-blind readers too; its yellow is too pale on white for text. After it,
-# four of Paul Tol's "muted" colours and a brown of ColorBrewer's.
+# Okabe and Ito's palette, told apart by colour-blind readers too, without its yellow, which is too pale on white. After
+# it, colours near four of Paul Tol's "muted" ones and a brown of ColorBrewer's, that show on black as well.
 COLOURS = (
-    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555"),
-    *("#882255", "#999933", "#332288", "#44AA99", "#A6761D"),
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777"),
+    *("#A83268", "#999933", "#7A6BD1", "#44AA99", "#A6761D"),
 )
+MARKERS = "osD^vP*Xph<>"
 _SITE = re.compile(r".*?\.(\d+)\.(.+)")  # a module's name: its block, and its place in the block
 
 
-def plot_locality_success(summaries: Mapping[str, Summary], path: str | os.PathLike[str]) -> None:
-    """Locality against edit success, one point per editor, beside portability as bars; all ``token_em``.
+def plot_generalization_locality(summaries: Mapping[str, Summary], path: str | os.PathLike[str]) -> None:
+    """Generalization against locality, one point an editor, beside portability as bars; all ``token_em``.
 
-    Lines through points and bars are 95 % intervals, black ticks the unedited model. The suffix of ``path`` chooses
-    the format (png, svg, pdf).
+    What an edit learns beyond its own prompt is bought with what it does to others, so this is where editors differ;
+    edit success is near 100 for all.
 
-    Raises ValueError naming the summaries that lack edit success or locality.
+    Args:
+        summaries: by the name that is shown.
+        path: its suffix chooses the format (png, svg, pdf).
+
+    Raises:
+        ValueError: naming the summaries that lack generalization or locality.
+
+    Example:
+        >>> plot_generalization_locality({"LoRA": a, "RoseLoRA": b}, "editors.png")  # doctest: +SKIP
     """
-    lacking = [
-        name for name, summary in summaries.items() if not {"edit_success", "locality"} <= summary.metrics.keys()
-    ]
+    lacking = unplaced(summaries)
     if lacking or not summaries:
-        raise ValueError(f"nothing to plot: no edit success or locality in {', '.join(lacking) or 'no summaries'}")
-
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(summaries)}
-    figure = Figure(figsize=(10, 4.4), layout="constrained", dpi=150)
-    scatter, bars = figure.subplots(1, 2, width_ratios=(3, 2))
-    _scatter(scatter, summaries, colours)
-    _bars(bars, summaries, colours)
-    for axes in (scatter, bars):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_axisbelow(True)
-
+        raise ValueError(f"nothing to plot: no generalization or locality in {', '.join(lacking) or 'no summaries'}")
+    with style():
+        figure = Figure(figsize=(11, 4.6), layout="constrained", dpi=150)
+        scatter, bars = figure.subplots(1, 2, width_ratios=(3, 2))
+        colours = _colours(summaries)
+        _scatter(scatter, summaries, colours)
+        _bars(bars, summaries, colours)
+        for axes in (scatter, bars):
+            _bare(axes)
     save(figure, path)
+
+
+def unplaced(summaries: Mapping[str, Summary]) -> list[str]:
+    """The names of those that have no place in generalization against locality.
+
+    Example:
+        >>> unplaced({})
+        []
+    """
+    return [name for name, s in summaries.items() if not {"generalization", "locality"} <= s.metrics.keys()]
+
+
+# Panels, each a figure of its own for a page
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Names that users have given are text: ``$`` begins no formula."""
+    with rc_context({"text.parse_math": False, "svg.fonttype": "none", "font.size": 10, "axes.titlesize": 11}):
+        yield
+
+
+def panel_tradeoff(summaries: Mapping[str, Summary]) -> Figure:
+    """The left half of :func:`plot_generalization_locality`."""
+    figure, axes = _panel(6.4, 4.2)
+    _scatter(axes, summaries, _colours(summaries))
+    return figure
+
+
+def panel_portability(summaries: Mapping[str, Summary]) -> Figure:
+    """The right half of :func:`plot_generalization_locality`."""
+    figure, axes = _panel(5.2, 1.2 + 0.34 * len(summaries))
+    _bars(axes, summaries, _colours(summaries))
+    return figure
+
+
+def panel_metrics(summary: Summary) -> Figure:
+    """A run's shares before (ring) and after (dot) the edits, with intervals, by mode."""
+    shown = [m for m in summary.metrics.values() if m.mode != "fluency" and "margin" not in m.label]
+    figure, axes = _panel(5.6, 1.1 + 0.25 * (len(shown) + len({metric.mode for metric in shown})))
+    y, ticks = 0.0, []
+    for colour, (mode, metrics) in zip(cycle(COLOURS), groupby(shown, key=lambda metric: metric.mode), strict=False):
+        y += 0.9
+        axes.text(0, y - 0.75, mode, style="italic", va="center", fontsize=9)
+        for metric in metrics:
+            low, high = _ends(metric.edited)
+            axes.plot([low, high], [y, y], color=colour, linewidth=4, alpha=0.3, solid_capstyle="butt")
+            if metric.base:
+                axes.plot([metric.base.mean, metric.edited.mean], [y, y], color=colour, linewidth=0.8)
+                axes.plot(metric.base.mean, y, marker="o", markersize=6, fillstyle="none", color=colour)
+            axes.plot(metric.edited.mean, y, marker="o", markersize=6, color=colour)
+            ticks.append((y, metric.label))
+            y += 1
+    axes.set_yticks([at for at, _ in ticks], [label for _, label in ticks])
+    axes.set_ylim(y - 0.4, -0.4)
+    axes.set_xlim(-3, 103)
+    axes.set_xlabel("%")
+    axes.set_title("Before (ring) and after (dot), with 95 % intervals", loc="left")
+    axes.grid(axis="x", alpha=0.25)
+    return figure
+
+
+def panels_retention(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[str, Figure]]:
+    """The parts of :func:`plot_retention`, each with its name."""
+    figure, axes = _panel(5.4, 4.4)
+    _overall(axes, checkpoints)
+    yield "What is left of all edits so far", figure
+    figure, axes = _panel(5.4, 4.4)
+    _by_age(axes, checkpoints)
+    yield "Edit success by age", figure
+    if measured := [point for point in checkpoints if point.perplexity]:
+        figure, axes = _panel(5.4, 3.6)
+        _perplexity(axes, measured)
+        yield "Perplexity", figure
+
+
+def panels_reports(scores: Sequence[FactScores]) -> Iterator[tuple[str, Figure]]:
+    """A figure for each thing that edits report by site, with its name."""
+    for key in sorted({key for fact in scores for key in fact.report}):
+        title = key.capitalize().replace("_", " ")
+        yield f"{title} by site", sites(_reported(scores, key), title)
+
+
+def _reported(scores: Sequence[FactScores], key: str) -> list[dict[str, int | float]]:
+    """What each edit says; once where all facts say the same, as those of one edit do."""
+    values = [fact.report[key] for fact in scores if key in fact.report]
+    return values[:1] if all(value == values[0] for value in values) else values
+
+
+def inline(figure: Figure, salt: str) -> str:
+    """A figure as SVG for a page, whose colour its lines and letters take.
+
+    Args:
+        figure: drawn within :func:`style`.
+        salt: another one for each figure of a page, so that what they refer to by name is their own.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    buffer = io.StringIO()
+    with style(), rc_context({"svg.hashsalt": salt}), _any_letters():
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[A-Za-z0-9_.]+_\d+">', "<g>", text)  # names that nothing refers to, alike in every figure
+    return re.sub(r"#000000\b", "currentColor", text)
 
 
 def plot_reports(scores: Sequence[FactScores], folder: Path) -> None:
     """A figure for each thing that edits report by site: ``ranks.png``, say, in a run's folder."""
     for key in sorted({key for fact in scores for key in fact.report}):
-        values = [fact.report[key] for fact in scores if key in fact.report]
-        plot_sites(values, folder / f"{key}.png", title=key.capitalize().replace("_", " "))
+        plot_sites(_reported(scores, key), folder / f"{key}.png", title=key.capitalize().replace("_", " "))
 
 
 def plot_sites(values: Sequence[Mapping[str, float]], path: str | os.PathLike[str], *, title: str) -> None:
@@ -67,23 +186,35 @@ def plot_sites(values: Sequence[Mapping[str, float]], path: str | os.PathLike[st
     """
     if not values:
         raise ValueError("nothing to plot: no edit has a number for each site")
+    with style():
+        save(sites(values, title), path)
 
-    sites = {(int(found[1]), found[2]): name for name in values[0] if (found := _SITE.fullmatch(name))}
-    means = {site: fmean(edit[name] for edit in values) for site, name in sites.items()}
-    blocks, maps = sorted({block for block, _ in sites}), [*dict.fromkeys(place for _, place in sites)]
+
+def sites(values: Sequence[Mapping[str, float]], title: str) -> Figure:
+    """What :func:`plot_sites` saves."""
+    names = {(int(found[1]), found[2]): name for name in values[0] if (found := _SITE.fullmatch(name))}
+    means = {site: fmean(edit[name] for edit in values) for site, name in names.items()}
+    blocks, maps = sorted({block for block, _ in names}), [*dict.fromkeys(place for _, place in names)]
     grid = [[means.get((block, place), float("nan")) for block in blocks] for place in maps]
-    figure = Figure(figsize=(2.5 + 0.36 * len(blocks), 1.5 + 0.36 * len(maps)), layout="constrained", dpi=150)
-    axes = figure.subplots()
-    axes.imshow(grid, cmap="Blues", vmin=0, aspect="auto")
+    said = f"{title} by site" + (f" (mean of {len(values)} edits)" if len(values) > 1 else "")
+    width = max(3.4, 0.4 * len(blocks))  # of the axes, in inches: room for the title
+    labels = 0.3 + 0.08 * max(map(len, maps), default=0)
+    figure, axes = _panel(labels + width, 1.2 + 0.4 * len(maps))
+    top = max(means.values(), default=0) or 1
+    # Drawn as shapes, which stay sharp in a page; an image would not.
+    edges = [np.arange(len(along) + 1) - 0.5 for along in (blocks, maps)]
+    axes.pcolormesh(*edges, np.array(grid), cmap="Blues", vmin=0, vmax=top)
+    axes.invert_yaxis()
     for (block, place), mean in means.items():
-        colour = "white" if mean > 0.6 * max(means.values()) else "black"
+        colour = "white" if mean > 0.6 * top else "#111111"
         label = f"{mean:.3g}" if mean >= 1 else f"{mean:.2g}"
         axes.text(blocks.index(block), maps.index(place), label, ha="center", va="center", color=colour, fontsize=7)
     axes.set_xticks(range(len(blocks)), map(str, blocks))
     axes.set_yticks(range(len(maps)), maps)
     axes.set_xlabel("block")
-    axes.set_title(f"{title} by site" + (f" (mean of {len(values)} edits)" if len(values) > 1 else ""), loc="left")
-    save(figure, path)
+    axes.set_title(textwrap.fill(said, int(11 * width)), loc="left")
+    axes.spines[:].set_visible(False)
+    return figure
 
 
 def plot_retention(checkpoints: Sequence[Checkpoint], path: str | os.PathLike[str]) -> None:
@@ -96,15 +227,15 @@ def plot_retention(checkpoints: Sequence[Checkpoint], path: str | os.PathLike[st
         raise ValueError("nothing to plot: there is no checkpoint")
 
     measured = [point for point in checkpoints if point.perplexity]
-    figure = Figure(figsize=(14 if measured else 9.6, 4.8), layout="constrained", dpi=150)
-    panels = figure.subplots(1, 3 if measured else 2)
-    _overall(panels[0], checkpoints)
-    _by_age(panels[1], checkpoints)
-    if measured:
-        _perplexity(panels[2], measured)
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+    with style():
+        figure = Figure(figsize=(15 if measured else 10.4, 4.8), layout="constrained", dpi=150)
+        panels = figure.subplots(1, 3 if measured else 2)
+        _overall(panels[0], checkpoints)
+        _by_age(panels[1], checkpoints)
+        if measured:
+            _perplexity(panels[2], measured)
+        for axes in panels:
+            _bare(axes)
     save(figure, path)
 
 
@@ -112,43 +243,81 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure, whole or not at all; the suffix of ``path`` chooses the format."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as whole:
+    with replacing(path) as whole, style(), _any_letters():
         figure.savefig(whole, format=path.suffix.removeprefix(".") or "png")
 
 
+def _panel(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    axes = figure.subplots()
+    _bare(axes)
+    return figure, axes
+
+
+def _bare(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+
+
+def _colours(names: Iterable[str]) -> dict[str, str]:
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+
+
+@contextmanager
+def _any_letters() -> Iterator[None]:
+    """Without matplotlib's warnings about letters of a name that its font does not have."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        yield
+
+
 def _scatter(axes: Axes, summaries: Mapping[str, Summary], colours: Mapping[str, str]) -> None:
-    points = {name: (s.metrics["edit_success"].edited, s.metrics["locality"].edited) for name, s in summaries.items()}
-    for name, (success, locality) in points.items():
+    points = {name: (s.metrics["generalization"].edited, s.metrics["locality"].edited) for name, s in summaries.items()}
+    for i, (name, (generalization, locality)) in enumerate(points.items()):
         axes.errorbar(
-            success.mean,
+            generalization.mean,
             locality.mean,
-            xerr=_error(success),
+            xerr=_error(generalization),
             yerr=_error(locality),
-            fmt="o",
-            markersize=8,
-            elinewidth=1.2,
+            fmt=MARKERS[i % len(MARKERS)],
+            markersize=7,
+            elinewidth=1,
             color=colours[name],
-            alpha=0.9,
+            ecolor=to_rgba(colours[name], 0.35),
         )
-    ends = {name: _ends(success) for name, (success, _) in points.items()}
-    left = max(-3, min(80, *(low for low, _ in ends.values())) - 5)
-    width = 103 - left
-    axes.set_xlim(left, 103)
-    axes.set_ylim(-3, 103)
-    for side in (-1, 1):  # names stand on the side where there is room, and share a side without touching
-        names = [name for name, (success, _) in points.items() if (success.mean < left + width / 2) == (side > 0)]
-        names.sort(key=lambda name: points[name][1].mean)
-        heights = _spread([points[name][1].mean for name in names], gap=6, ceiling=100)
-        for name, height in zip(names, heights, strict=True):
-            x = ends[name][1] + 0.02 * width if side > 0 else ends[name][0] - 0.02 * width
-            ha = "left" if side > 0 else "right"
-            axes.text(x, height, name, ha=ha, va="center", color=colours[name], fontweight="bold")
-            at = [metric.mean for metric in points[name]]
-            axes.plot([x, at[0]], [height, at[1]], color=colours[name], linewidth=0.7, alpha=0.6, zorder=1)
-    axes.set_xlabel("edit success (token_em, %) →")
+    axes.set_xlim(_around([generalization for generalization, _ in points.values()]))
+    axes.set_ylim(_around([locality for _, locality in points.values()]))
+    _named(axes, [(found[0].mean, found[1].mean) for found in points.values()], [*points], [*colours.values()])
+    axes.set_xlabel("generalization (token_em, %) →")
     axes.set_ylabel("locality (token_em, %) →")
-    axes.set_title("Locality against edit success", loc="left")
+    axes.set_title("Generalization against locality", loc="left")
     axes.grid(alpha=0.25)
+
+
+def _named(axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str], colours: Sequence[str]) -> None:
+    """Names in a column beside the axes, each joined to its point by a line; no two lines cross.
+
+    Of all ways to join points to places, the one whose lines are shortest in sum has none that cross: exchanging the
+    ends of two that do would make it shorter. Crossing is the same in any affine coordinates, so the axes' own will do.
+    """
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    inside = np.array([((x - left) / (right - left), (y - bottom) / (top - bottom)) for x, y in points])
+    places = np.array([(1.06, y) for y in np.linspace(0, 1, max(len(points), 18))])
+    lengths = np.linalg.norm(inside[:, None] - places[None], axis=2)
+    for i, place in zip(*linear_sum_assignment(lengths), strict=True):
+        x, y = places[place]
+        axes.annotate(
+            names[i],
+            points[i],
+            xytext=(x + 0.01, y),
+            textcoords="axes fraction",
+            va="center",
+            annotation_clip=False,
+            fontsize=9,
+        )
+        ends = [inside[i][0], x], [inside[i][1], y]
+        line = {"color": colours[i], "linewidth": 1.3, "linestyle": ":"}
+        axes.plot(*ends, **line, transform=axes.transAxes, clip_on=False, zorder=1)
 
 
 def _bars(axes: Axes, summaries: Mapping[str, Summary], colours: Mapping[str, str]) -> None:
@@ -157,7 +326,7 @@ def _bars(axes: Axes, summaries: Mapping[str, Summary], colours: Mapping[str, st
             axes.text(0, place, " no portability probes", va="center", color="#777777")
             continue
         mean, error = metric.edited.mean, _error(metric.edited)
-        axes.barh(place, mean, height=0.6, xerr=error, color=colours[name], ecolor="#333333", error_kw={"lw": 1.2})
+        axes.barh(place, mean, height=0.6, xerr=error, color=colours[name], ecolor="#888888", error_kw={"lw": 1.2})
         if metric.base:
             axes.plot([metric.base.mean] * 2, [place - 0.38, place + 0.38], color="black", linewidth=2)
     axes.set_yticks(range(len(summaries)), list(summaries))
@@ -205,7 +374,7 @@ def _perplexity(axes: Axes, checkpoints: Sequence[Checkpoint]) -> None:
     axes.plot(*zip(*finite, strict=True) if finite else ([], []), marker="o", color=COLOURS[1], label="edited")
     base = points[0][1].base
     assert base is not None, "the unedited model's perplexity is a number"
-    axes.axhline(base, color="#555555", linestyle=":", label="unedited")
+    axes.axhline(base, color="#777777", linestyle=":", label="unedited")
     axes.set_xscale("log")
     if finite and max(y for _, y in finite) > 10 * base:
         axes.set_yscale("log")
@@ -232,7 +401,7 @@ def _counted(axes: Axes, places: Sequence[int]) -> None:
 
 def _percent(axes: Axes) -> None:
     axes.set_ylim(-3, 103)
-    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
 
 
 def _ends(estimate: Estimate) -> tuple[float, float]:
@@ -241,18 +410,14 @@ def _ends(estimate: Estimate) -> tuple[float, float]:
     return min(bounds), max(bounds)
 
 
+def _around(estimates: Sequence[Estimate]) -> tuple[float, float]:
+    """Limits that leave some room around all intervals."""
+    low, high = min(_ends(e)[0] for e in estimates), max(_ends(e)[1] for e in estimates)
+    margin = 0.04 * max(high - low, 5)
+    return low - margin, high + margin
+
+
 def _error(estimate: Estimate) -> list[list[float]]:
     """:func:`_ends` as matplotlib wants it: (2, 1) distances below and above the mean."""
     low, high = _ends(estimate)
     return [[estimate.mean - low], [high - estimate.mean]]
-
-
-def _spread(heights: Sequence[float], *, gap: float, ceiling: float) -> list[float]:
-    """Ascending heights moved apart, up first, until neighbours are ``gap`` apart and none is above the ceiling."""
-    up: list[float] = []
-    for height in heights:
-        up.append(max(height, up[-1] + gap if up else height))
-    down: list[float] = []
-    for height in reversed(up):
-        down.append(min(height, down[-1] - gap if down else ceiling))
-    return down[::-1]

@@ -9,19 +9,23 @@ from typing import Any, TypeVar
 
 from ... import hparams as presets
 from ...data.messages import unknown
-from ...editors import Hparams, available, find
+from ...editors import TrainedEditor, available, find
+from ...engine.settings import TrainedHparams
 from ..folder import RunError
 
 T = TypeVar("T")
 
+# What training on many examples takes of the settings that every editor has; the others are of the editing of facts.
+_SHARED = ("model", "steps", "lr", "clip_norm")
+
 
 def settings(
     editor: str, folder: str, preset: str | None, overrides: Mapping[str, Any], others: Sequence[str]
-) -> Hparams:
+) -> TrainedHparams:
     """The hyper-parameters of a method that is trained on many examples.
 
     Args:
-        editor: a name in ``loredit.editors.available()``, or one of ``others``.
+        editor: a method that is trained, of ``loredit.editors.available()``, or one of ``others``.
         folder: where its presets are in ``hparams/``.
         preset: a YAML file or a preset; None: the one that is called as the editor.
         overrides: hyper-parameters in place of the preset's.
@@ -31,12 +35,14 @@ def settings(
         RunError: an unknown method, or settings that belong to the editing of facts.
         HparamsError: a faulty preset; the message lists all faults.
     """
-    known = [*available(), *others]
+    known = [*(name for name in available() if issubclass(find(name), TrainedEditor)), *others]
     if editor not in known:
         raise RunError(unknown("editor", editor, known))
-    found = presets.read(Hparams if editor in others else find(editor).Hparams, folder, preset or editor, overrides)
-    editing = ("stop_at", "end_of_text", "contexts", "kl_weight", "kl_prompts", "kl_positions", "order", "batch_size")
-    if used := [key for key in editing if getattr(found, key) != Hparams.model_fields[key].default]:
+    cls = TrainedHparams if editor in others else find(editor).Hparams
+    assert issubclass(cls, TrainedHparams), "what is trained has hyper-parameters of training"
+    found = presets.read(cls, folder, preset or editor, overrides)
+    fields = TrainedHparams.model_fields
+    if used := [key for key in fields if key not in _SHARED and getattr(found, key) != fields[key].default]:
         raise RunError(
             f"{', '.join(used)} belong to knowledge editing and mean nothing in {folder}; leave them out"
             + (" (the examples of a step are --batch-size)" if "batch_size" in used else "")

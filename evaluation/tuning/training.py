@@ -42,7 +42,7 @@ class Curves:
 
     steps: list[int] = field(default_factory=list)
     nonzero: list[list[float]] = field(default_factory=list)
-    ranks: list[list[dict[str, int]]] = field(default_factory=list)
+    ranks: list[list[dict[str, int | float]]] = field(default_factory=list)
 
 
 class EditAdam(torch.optim.Optimizer):

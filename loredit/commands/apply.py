@@ -13,8 +13,8 @@ import typer
 
 from .. import data as facts_of
 from .. import hparams as presets
+from ..data.messages import listed
 from ..engine.files import locked
-from ..engine.progress import Phase
 from .common import Device, Dtype, Set, check_names, err, explained, out, printable, quiet, size
 
 
@@ -59,20 +59,15 @@ def apply(
         quiet()
 
         from .. import editors
-        from .progress import Bar
 
         with locked(folder):
             method = editors.editor(editor, hparams, model=model, seed=seed, device=device, dtype=dtype, **overrides)
             facts = loaded_facts.facts[:limit]
-            with _unfinished(folder, resume) as checkpoint, Bar() as bar:
-
-                def told(phase: Phase, share: float, total: int) -> None:
-                    bar(phase, share * total, total)
-
+            with _unfinished(folder, resume) as checkpoint:
                 if mode is Mode.batch:
-                    edits = method.edit(facts, progress=told)
+                    edits = method.edit(facts, progress=True)
                 else:
-                    edits = method.edit_each(facts, checkpoint=checkpoint, progress=told)
+                    edits = method.edit_each(facts, checkpoint=checkpoint, progress=True)
                 edits.save(folder)
         for record in loaded_facts.bad:
             err.print(f"left out: {printable(str(record))}", markup=False)
@@ -81,6 +76,11 @@ def apply(
             names = ", ".join(fact.case_id for fact in edits.facts[e])
             err.print(printable(f"failed: {names}: {error}"), markup=False)
         out.print(f"{len(edits) - len(failed)} of {len(edits)} edits in {folder}, {size(folder)}", markup=False)
+        missed = edits.unlearned
+        total = len(edits.case_ids)
+        out.print(f"{total - len(missed)} of {total} facts learned", markup=False)
+        if missed:
+            out.print(printable(f"not learned: {listed(missed)}"), markup=False)
     if len(failed) == len(edits):
         raise typer.Exit(1)
 

@@ -48,7 +48,8 @@ give is measured; retention.png in the results shows what is forgotten.
       --perplexity-text held.txt
 
 Edit success, generalization, portability and locality are percentages, fluency an entropy; the unedited model stands
-beside the edited one. Results go to a folder as they come; an interrupted run goes on with --resume.
+beside the edited one. Results go to a folder as they come, with a page to look at, report.html; an interrupted run goes
+on with --resume.
 """
 
 
@@ -82,6 +83,9 @@ MEASURES: dict[Eval, tuple[Measure, ...]] = {
 }
 
 
+EXAMPLES = 3  # facts that are shown before and after at the end
+
+
 def _numbers(text: str | None) -> list[int] | None:
     try:
         return None if text is None else [int(number) for number in text.split(",")]
@@ -112,6 +116,7 @@ def run(
             metavar="N,N,...", help="Sequential: score all facts so far after so many edits; 1,10,100,... if not given."
         ),
     ] = None,
+    chunk: Annotated[int, typer.Option(min=1, help="Sequential: facts that are learned together.")] = 1,
     perplexity_text: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Batch, sequential: a text to measure the perplexity on.")
     ] = None,
@@ -160,34 +165,34 @@ def run(
         quiet()
 
         from ..evaluation import runs
-        from ..evaluation.report.tables import retention_table, table
-        from .progress import Bar
+        from ..evaluation.report.tables import examples, retention_table, table
 
-        with Bar() as bar:
-            result = runs.run(
-                editor,
-                hparams,
-                mode=mode.value,
-                checkpoints=points,
-                perplexity_text=perplexity_text,
-                overrides=overrides,
-                model=model,
-                data=facts_given,
-                limit=limit,
-                offset=offset,
-                skip_bad=skip_bad,
-                seed=seed,
-                device=device,
-                dtype=dtype,
-                edits_at_once=edits_at_once,
-                measures=MEASURES[eval_],
-                fluency=fluency,
-                output=output,
-                resume=resume,
-                trust_remote_code=trust_remote_code,
-                easyedit=format_ is Format.easyedit,
-                progress=bar,
-            )
+        result = runs.run(
+            editor,
+            hparams,
+            mode=mode.value,
+            checkpoints=points,
+            chunk=chunk,
+            perplexity_text=perplexity_text,
+            overrides=overrides,
+            model=model,
+            data=facts_given,
+            limit=limit,
+            offset=offset,
+            skip_bad=skip_bad,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            edits_at_once=edits_at_once,
+            measures=MEASURES[eval_],
+            fluency=fluency,
+            output=output,
+            resume=resume,
+            trust_remote_code=trust_remote_code,
+            easyedit=format_ is Format.easyedit,
+            examples=EXAMPLES,
+            progress=True,
+        )
     facts = f"{result.facts} fact{'s' if result.facts > 1 else ''}"
     out.print(table(result.summary, title=f"{editor} on {facts}, mode {mode.value}"))
     if mode is Mode.sequential or perplexity_text:
@@ -196,4 +201,10 @@ def run(
         out.print(f"left out: {printable(str(record))}", markup=False)
     if result.unanswered:
         out.print(f"left out: {result.unanswered} locality or portability probes whose answer is empty")
-    out.print(f"results in {result.folder}; {facts} in {result.seconds:.0f} s", markup=False)
+    if result.examples:
+        out.print(examples(result.examples))
+    out.print(f"results in {result.folder}; {facts} in {result.seconds:.0f} s", markup=False, soft_wrap=True)
+    out.print(f"to look at every fact: {result.report}", markup=False, soft_wrap=True)
+    again = f"--editor {editor} --hparams {hparams}" + (f" --data {data}" if data != "samples" else "")
+    out.print(f"to keep such edits:    loredit apply my-edits {printable(again)}", markup=False, soft_wrap=True)
+    out.print('to ask with them:      loredit ask my-edits "The capital of France is"', markup=False, soft_wrap=True)

@@ -23,9 +23,9 @@ def test_schedules_in_steps_are_stretched_with_the_run():
 @pytest.mark.parametrize("method", table.METHODS)
 @pytest.mark.parametrize("task", table.SETS)
 def test_every_preset_takes_the_length_of_every_set(task, method):
-    cls = table.Hparams if method in ("full", "probe") else table.find(method).Hparams
     changes = table.overrides(method, task)
-    assert table.presets.read(cls, "classification", method, changes).steps == table.SETS[task].steps
+    whole = table.settings(method, "classification", None, changes, ("full", "probe"))
+    assert whole.steps == table.SETS[task].steps
 
 
 def test_runs_with_results_are_left_and_one_that_was_stopped_begins_anew(monkeypatch, tmp_path):

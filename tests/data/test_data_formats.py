@@ -1,0 +1,262 @@
+"""The benchmark formats, on records in their form and on the real files where those are at hand.
+
+Planted faults these tests catch: a field read under the wrong name; the "nq question: " prefix cut; MEND's portability
+read as a group of probes; a neighbour of CounterFact without its answer; a fault told in another format's words; a
+real record or probe lost.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from where import ROOT, SHARED
+
+from loredit import data
+from loredit.data import FactError, Probe, counterfact, fact_list, knowedit, zsre
+
+MEND = {
+    "subject": "Ada",
+    "src": "Where was Ada born?",
+    "pred": "Paris",
+    "rephrase": "What is Ada's place of birth?",
+    "alt": "Rome",
+    "answers": ["London", "England"],
+    "loc": "nq question: who sings this song",
+    "loc_ans": "Nobody",
+    "cond": "Paris >> Rome || Where was Ada born?",
+    "portability": {
+        "Recalled Relation": "(Rome, country, Italy)",
+        "New Question": "Ada's country?",
+        "New Answer": "Italy",
+    },
+}
+RECENT = {
+    "subject": "Ada",
+    "prompt": "The place of birth of Ada is",
+    "target_new": "Rome",
+    "rephrase": "Ada was born in",
+    "locality": {"Forgetfulness": [{"prompt": "Ada's jobs are", "ground_truth": [["poet", "writer"], ["engineer"]]}]},
+    "portability": {},
+}
+WIKIBIO = {
+    "concept": "Ada",
+    "text": "Ada was",
+    "labels": "a poet.",
+    "locality": {"Relation_Specificity": [{"prompt": "Ada lived in", "ground_truth": ["London"]}]},
+}
+COUNTERFACT = {
+    "case_id": 12,
+    "requested_rewrite": {
+        "prompt": "{} was born in",
+        "subject": "Ada",
+        "target_new": {"str": "Rome", "id": "Q220"},
+        "target_true": {"str": "London", "id": "Q84"},
+    },
+    "paraphrase_prompts": ["Ada's place of birth is", "Ada comes from"],
+    "neighborhood_prompts": ["Bob was born in", "Eve was born in"],
+}
+
+
+def write(folder: Path, *records: dict[str, Any]) -> Path:
+    path = folder / "facts.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def test_mend_zsre(tmp_path: Path) -> None:
+    path = write(tmp_path, MEND)
+    [fact] = zsre.load(path)
+    assert fact.model_dump() == {
+        "case_id": "0",
+        "prompt": "Where was Ada born?",
+        "target_new": "Rome",
+        "subject": "Ada",
+        "ground_truth": ("London", "England"),
+        "rephrase_prompts": ("What is Ada's place of birth?",),
+        "chat_prompts": (),
+        "locality": {"neighborhood": ({"prompt": "nq question: who sings this song", "answers": ("Nobody",)},)},
+        "portability": {"one_hop": ({"prompt": "Ada's country?", "answers": ("Italy",)},)},
+    }
+    assert data.load(path).facts == [fact]
+
+
+def test_wikidata_recent(tmp_path: Path) -> None:
+    path = write(tmp_path, RECENT)
+    [fact] = knowedit.load(path)
+    assert fact.rephrase_prompts == ("Ada was born in",)
+    assert fact.ground_truth == ()
+    assert fact.locality["Forgetfulness"] == (Probe(prompt="Ada's jobs are", answers=("poet", "writer", "engineer")),)
+    assert data.load(path).facts == [fact]
+
+
+def test_wikibio(tmp_path: Path) -> None:
+    path = write(tmp_path, WIKIBIO)
+    [fact] = knowedit.load(path)
+    assert (fact.subject, fact.prompt, fact.target_new) == ("Ada", "Ada was", "a poet.")
+    assert fact.locality["Relation_Specificity"][0].answers == ("London",)
+    assert data.load(path).facts == [fact]
+
+
+def test_counterfact_of_its_authors(tmp_path: Path) -> None:
+    path = write(tmp_path, COUNTERFACT)
+    [fact] = counterfact.load(path)
+    assert (fact.case_id, fact.prompt, fact.target_new) == ("12", "Ada was born in", "Rome")
+    assert fact.ground_truth == ("London",)
+    assert fact.rephrase_prompts == ("Ada's place of birth is", "Ada comes from")
+    assert fact.locality == {
+        "neighborhood": tuple(Probe(prompt=f"{name} was born in", answers=("London",)) for name in ("Bob", "Eve"))
+    }
+    assert data.load(path).facts == [fact]
+
+
+@pytest.mark.parametrize(
+    ("record", "change", "fault"),
+    [
+        (MEND, {"alt": ""}, "alt: is empty"),
+        (MEND, {"src": 1}, "src: is 1"),
+        (MEND, {"loc_ans": None}, "loc_ans: is missing"),
+        (MEND, {"portability": {"New Answer": "Italy"}}, "portability.New Question: is missing"),
+        (RECENT, {"rephrase": [1]}, "rephrase[0]: is 1"),
+        (WIKIBIO, {"labels": ["a"]}, "labels: is ['a']"),
+        (COUNTERFACT, {"neighborhood_prompts": [1, "p"]}, "neighborhood_prompts: is 1"),
+    ],
+)
+def test_faults_are_told_in_the_formats_own_words(record: dict, change: dict, fault: str, tmp_path: Path) -> None:
+    with pytest.raises(FactError) as error:
+        data.load(write(tmp_path, record, {**record, "case_id": "bad", **change}))
+    assert f"record 1: {fault}" in str(error.value)
+    assert len(error.value.bad) == 1
+
+
+def test_a_loader_of_one_format_refuses_another(tmp_path: Path) -> None:
+    for load, record in [(zsre.load, RECENT), (knowedit.load, MEND), (counterfact.load, MEND), (fact_list.load, MEND)]:
+        with pytest.raises(FactError, match="no known format"):
+            load(write(tmp_path, record))
+
+
+# the hub
+
+
+def fake_hub(monkeypatch: pytest.MonkeyPatch, download: Any) -> None:
+    datasets = ModuleType("datasets")
+    datasets.DownloadManager = type("DownloadManager", (), {"download": staticmethod(download)})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", datasets)
+
+
+def test_knowedit_from_the_hub_is_the_file_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    path = write(tmp_path, RECENT)
+    fake_hub(monkeypatch, lambda url: asked.append(url) or str(path))
+    loaded = data.load("knowedit:WikiData_recent")
+    assert loaded == replace(data.load(path), source="knowedit:WikiData_recent")
+    assert asked == ["hf://datasets/zjunlp/KnowEdit/benchmark/wiki_recent/recent_test.json"]
+
+
+def test_an_unreachable_hub_is_told_with_the_way_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(url: str) -> str:
+        raise OSError("no network")
+
+    fake_hub(monkeypatch, download)
+    with pytest.raises(FactError) as error:
+        data.load("knowedit:ZsRE")
+    assert "OSError: no network" in str(error.value)
+    assert "Download benchmark/ZsRE/ZsRE-test-all.json" in str(error.value)
+    assert "pass its path" in str(error.value)
+
+
+def test_an_unknown_set_of_knowedit_lists_the_known_ones() -> None:
+    with pytest.raises(FactError, match="there are ZsRE, WikiData_recent"):
+        data.load("knowedit:zsrr")
+
+
+def test_the_hubs_library_is_imported_only_when_asked_for() -> None:
+    code = "import sys, loredit.data; loredit.data.load(); sys.exit('datasets' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+# the real files
+
+
+def leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    else:
+        for item in value:
+            yield from leaves(item)
+
+
+def real(name: str) -> tuple[list[dict[str, Any]], data.LoadedFacts]:
+    if not (SHARED / name).is_file():
+        pytest.skip(f"needs {SHARED / name}, which is not part of this repository")
+    return json.loads((SHARED / name).read_text()), data.load(SHARED / name)
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(
+    ("name", "count", "locality", "portability"),
+    [
+        ("knowedit/ZsRE-test-1001.json", 1001, 2002, 1001),
+        ("knowedit/wiki_recent_test.json", 1266, 6205, 11701),
+        ("knowedit/wiki_counterfact_train-400.json", 400, 587, 626),
+    ],
+)
+def test_every_record_and_probe_of_knowedit_arrives(name: str, count: int, locality: int, portability: int) -> None:
+    raw, loaded = real(name)
+    assert (len(loaded.facts), loaded.unanswered, loaded.bad) == (count, 0, [])
+    probes = {"locality": 0, "portability": 0}
+    for number, (record, fact) in enumerate(zip(raw, loaded.facts, strict=True)):
+        assert fact.case_id == str(number)
+        assert (fact.prompt, fact.target_new, fact.subject) == (
+            record["prompt"],
+            record["target_new"],
+            record["subject"],
+        )
+        assert fact.ground_truth == tuple(dict.fromkeys(leaves(record.get("ground_truth", ()))))
+        assert fact.rephrase_prompts == tuple(leaves(record.get("rephrase_prompt", record.get("rephrase", ()))))
+        for kind in probes:
+            assert list(getattr(fact, kind)) == list(record[kind])
+            for group, expected in record[kind].items():
+                found = getattr(fact, kind)[group]
+                probes[kind] += len(found)
+                for probe, source in zip(found, expected, strict=True):
+                    assert probe.prompt == source["prompt"]
+                    assert probe.answers == tuple(dict.fromkeys(leaves(source["ground_truth"])))
+    assert probes == {"locality": locality, "portability": portability}
+
+
+@pytest.mark.shared_data
+def test_every_record_of_mend_zsre_arrives() -> None:
+    raw, loaded = real("knowedit/zsre_mend_portability-500.json")
+    assert len(loaded.facts) == len(raw) == 500
+    for record, fact in zip(raw, loaded.facts, strict=True):
+        assert (fact.prompt, fact.target_new) == (record["src"], record["alt"])
+        assert fact.rephrase_prompts == (record["rephrase"],)
+        assert fact.ground_truth == tuple(dict.fromkeys(record["answers"]))
+        assert fact.locality == {"neighborhood": (Probe(prompt=record["loc"], answers=(record["loc_ans"],)),)}
+        assert fact.locality["neighborhood"][0].prompt.startswith("nq question: ")
+        asked, answer = record["portability"]["New Question"], record["portability"]["New Answer"]
+        assert fact.portability == {"one_hop": (Probe(prompt=asked, answers=(answer,)),)}
+
+
+@pytest.mark.shared_data
+def test_every_record_of_counterfact_arrives() -> None:
+    raw, loaded = real("counterfact/counterfact-2000.json")
+    assert len(loaded.facts) == len(raw) == 2000
+    for record, fact in zip(raw, loaded.facts, strict=True):
+        assert fact.case_id == str(record["case_id"])
+        assert (fact.prompt, fact.target_new, fact.subject) == (
+            record["prompt"],
+            record["target_new"],
+            record["subject"],
+        )
+        assert (fact.ground_truth, fact.rephrase_prompts) == ((record["ground_truth"],), (record["rephrase_prompt"],))
+        probe = Probe(prompt=record["locality_prompt"], answers=(record["locality_ground_truth"],))
+        assert (fact.locality, fact.portability) == ({"neighborhood": (probe,)}, {})

@@ -1,0 +1,41 @@
+"""The one training loop: its loss, and what stays when edits leave."""
+
+from __future__ import annotations
+
+import methods
+import pytest
+import slow
+import torch
+
+from loredit.engine.training.loop import Work
+
+
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_the_loss_of_one_edit_is_the_mean_of_its_facts_and_of_its_anchors(positions, model, tokenizer, facts):
+    changes = {"kl_weight": 0.7, "kl_prompts": ("{} is a", "Rain", "Snow is"), "kl_positions": positions}
+    edits = methods.editor("lora", model, tokenizer, steps=3, **changes).edit(facts[:2])
+    # The loss after three steps is what a fourth step sees.
+    (outcome,) = methods.editor("lora", model, tokenizer, steps=4, **changes).edit(facts[:2]).outcomes
+    anchors = [text for fact in facts[:2] for text in (f"{fact.subject} is a", "Rain", "Snow is")]
+    held = slice(None) if positions == "all" else slice(-1, None)
+    before = [slow.next_log_probs(model, tokenizer, anchor)[held] for anchor in anchors]
+    with edits.on([0]):
+        nll = [-slow.log_probs(model, tokenizer, fact.prompt, fact.target_new).mean() for fact in facts[:2]]
+        after = [slow.next_log_probs(model, tokenizer, anchor)[held] for anchor in anchors]
+    kl = [(p.exp() * (p - q)).sum(-1).mean() for p, q in zip(before, after, strict=True)]
+    assert outcome.loss == pytest.approx((sum(nll) / 2 + 0.7 * sum(kl) / 6).item(), rel=1e-9)
+    assert sum(kl) > 1e-3
+
+
+@pytest.mark.parametrize("left", [[0], [1], [2], [0, 2], [1, 2]])
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_when_edits_leave_the_batch_the_others_are_held_to_their_own_predictions(
+    positions, left, model, tokenizer, facts
+):
+    changes = {"kl_weight": 0.7, "kl_prompts": ("{} is a", "The {} was"), "kl_positions": positions}
+    editor = methods.editor("lora", model, tokenizer, **changes)
+    lessons = [editor.lesson([fact]) for fact in facts[:3]]
+    work = Work(editor, editor.fresh([0, 1, 2]), lessons)
+    before, _ = work.losses()
+    work.keep(left)
+    torch.testing.assert_close(work.losses()[0], before[left], rtol=1e-9, atol=1e-12)

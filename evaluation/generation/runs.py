@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
@@ -232,7 +231,7 @@ def _train_patch(setup: _Setup, learned: Sequence[Lesson]) -> dict[str, Any]:
     assert setup.method is not None
     model.eval().requires_grad_(False)
     patch = setup.method.fresh(seeds)
-    module = Writer(model, [patch], smoothing=setup.smoothing, replay=_worth_keeping(setup, learned))
+    module = Writer(model, [patch], smoothing=setup.smoothing, replay=_met_again(setup, learned))
     curves = train_patches(
         module,
         [learned] * len(seeds),
@@ -266,7 +265,7 @@ def _train_whole(setup: _Setup, learned: Sequence[Lesson]) -> dict[str, Any]:
             [],
             smoothing=setup.smoothing,
             autocast=base.dtype == torch.bfloat16,
-            replay=_worth_keeping(setup, learned),
+            replay=_met_again(setup, learned),
             own=own,
             first=first,
         )
@@ -298,14 +297,9 @@ def _weights(setup: _Setup, seed: int) -> Path:
     return setup.folder / f"weights-{seed}.safetensors"
 
 
-def _worth_keeping(setup: _Setup, learned: Sequence[Lesson]) -> bool:
-    """Is what the lower blocks say of each pair used again, and is there room for it?"""
-    loaded = setup.loaded.model
-    numbers = sum(lesson.length for lesson in learned) * loaded.config.hidden_size
-    again = setup.hparams.steps * setup.batch_size * len(setup.seeds) > len(learned)
-    # It lies on the model's device, whose memory is only known here where it is the machine's own.
-    room = psutil.virtual_memory().available if loaded.device.type == "cpu" else 4 << 30
-    return again and numbers * loaded.dtype.itemsize < room / 4
+def _met_again(setup: _Setup, learned: Sequence[Lesson]) -> bool:
+    """Is what the lower blocks say of a pair used more than once?"""
+    return setup.hparams.steps * setup.batch_size * len(setup.seeds) > len(learned)
 
 
 # Writing

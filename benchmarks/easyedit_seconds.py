@@ -86,7 +86,7 @@ def main() -> None:
     sys.path.insert(0, str(asked.checkout.absolute()))
     os.chdir(tempfile.mkdtemp())  # EasyEdit writes its logs where it is
     loredit.easyedit.register()
-    from easyeditor import BaseEditor, LoRAHyperParams
+    from easyeditor import BaseEditor, LoRAHyperParams  # noqa: PLC0415 - of the checkout that the arguments name
 
     logging.disable(logging.INFO)
     facts = load(data).facts[: asked.limit]

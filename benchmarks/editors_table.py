@@ -23,13 +23,14 @@ from transformers.utils.logging import disable_progress_bar
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks are not part of the package
 
-from loredit.bar import Bar  # noqa: E402
-from loredit.engine.files import replacing  # noqa: E402
-
 from benchmarks import pages  # noqa: E402
-from loredit import hparams as presets  # noqa: E402
-from loredit.editors import available, find, load_model  # noqa: E402
-from loredit.evaluation import FactScores, Summary, report, run  # noqa: E402
+from loredit.editors import available, find  # noqa: E402
+from loredit.editors import editor as editor_of  # noqa: E402
+from loredit.engine.files import replacing  # noqa: E402
+from loredit.evaluation.metrics import Summary  # noqa: E402
+from loredit.evaluation.report.figures import plot_sites  # noqa: E402
+from loredit.evaluation.runs import run  # noqa: E402
+from loredit.evaluation.scores import FactScores  # noqa: E402
 
 PRESET = "smollm2"
 EDITORS = [*available(), "roselora:smollm2-fluent", "lora:smollm2-published", "roselora:smollm2-published"]
@@ -70,16 +71,15 @@ def row(name: str, options: argparse.Namespace) -> tuple[dict[str, Any], Row]:
     editor, _, hparams = name.partition(":")
     hparams = hparams or PRESET
     stem = Path(hparams).stem
-    with Bar() as bar:
-        result = run(
-            editor,
-            hparams,
-            data=options.data,
-            limit=options.limit,
-            output=options.output / f"{editor}-{stem}",
-            resume=True,
-            progress=bar,
-        )
+    result = run(
+        editor,
+        hparams,
+        data=options.data,
+        limit=options.limit,
+        output=options.output / f"{editor}-{stem}",
+        resume=True,
+        progress=True,
+    )
     record = json.loads((result.folder / "run.json").read_text(encoding="utf-8"))
     lines = (result.folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
     scores = [FactScores.model_validate_json(line) for line in lines]
@@ -99,10 +99,7 @@ def row(name: str, options: argparse.Namespace) -> tuple[dict[str, Any], Row]:
 
 
 def trainable(editor: str, hparams: str) -> int:
-    cls = find(editor)
-    settings = presets.load(cls, hparams)
-    loaded = load_model(settings.model)
-    return sum(p[0].numel() for p in cls(loaded.model, loaded.tokenizer, settings).fresh([0]).parameters())
+    return sum(p[0].numel() for p in editor_of(editor, hparams).fresh([0]).parameters())
 
 
 def added(settings: dict[str, Any], new: Row, name: str) -> Results:
@@ -136,13 +133,16 @@ def render(results: Results) -> None:
         f"The first {data['facts']} cases of {data['source']}, the model in {results.settings['dtype']}.",
         pages.table(headings, lines),
         *failed,
-        "![generalization against locality, and portability, by editor](figures/editors.png)",
+        *pages.figure(
+            {each.label: each.summary for each in rows},
+            FIGURES / "editors.png",
+            "generalization against locality, and portability, by editor",
+        ),
     ]
-    report.plot_generalization_locality({each.label: each.summary for each in rows}, FIGURES / "editors.png")
     for name, each in results.rows.items():
         if each.ranks:
             figure = f"ranks-{name.replace(':', '-')}.png"
-            report.plot_sites([each.ranks], FIGURES / figure, title=f"{each.label}: mean rank")
+            plot_sites([each.ranks], FIGURES / figure, title=f"{each.label}: mean rank")
             text.append(f"![mean rank of {each.label} by site](figures/{figure})")
     pages.fill(PAGE, "table", "\n\n".join(text))
 

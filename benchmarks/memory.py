@@ -21,16 +21,15 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks are not part of the package
 
-from loredit.engine.model.passes import frozen
-from loredit.engine.model.attention import trainable_attention
-from loredit.engine.training.memory import bytes_per_edit
-from loredit.engine.training.lessons import Lesson
-from loredit.engine.training.loop import Work
-
 from benchmarks import pages
 from benchmarks.throughput import METHODS, editor_of, model_of
 from loredit.data import Fact, load
 from loredit.editors import Editor
+from loredit.engine.model.attention import trainable_attention
+from loredit.engine.model.passes import frozen
+from loredit.engine.training.lessons import Lesson
+from loredit.engine.training.loop import Work
+from loredit.engine.training.memory import bytes_per_edit
 
 AT_ONCE = (8, 32)
 
@@ -52,8 +51,8 @@ def peak(editor: Editor, lessons: list[Lesson]) -> int:
 
 def one_more(editor: Editor, fact: Fact) -> tuple[float, int]:
     """What one more edit of this fact takes: measured, and by the formula."""
-    few, many = (peak(editor, [lesson(editor, [fact])] * n) for n in AT_ONCE)
-    return (many - few) / (AT_ONCE[1] - AT_ONCE[0]), bytes_per_edit(editor, lesson(editor, [fact]))
+    few, many = (peak(editor, [editor.lesson([fact])] * n) for n in AT_ONCE)
+    return (many - few) / (AT_ONCE[1] - AT_ONCE[0]), bytes_per_edit(editor, editor.lesson([fact]))
 
 
 def main(

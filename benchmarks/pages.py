@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loredit.engine.files import replacing
-
-from loredit.evaluation.metrics import Estimate, PairedDifference
+from loredit.evaluation.metrics import Estimate, PairedDifference, Summary
+from loredit.evaluation.report.figures import plot_generalization_locality, unplaced
 
 NOTHING = "–"
 
@@ -31,6 +31,15 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first column is text, the others are numbers."""
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def figure(summaries: Mapping[str, Summary], path: Path, text: str) -> list[str]:
+    """Draw generalization against locality of those that have both; the page's line for it, none if none has."""
+    placed = {name: summary for name, summary in summaries.items() if not unplaced({name: summary})}
+    if not placed:
+        return []
+    plot_generalization_locality(placed, path)
+    return [f"![{text}](figures/{path.name})"]
 
 
 def mean(estimate: Estimate | None) -> str:

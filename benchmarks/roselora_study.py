@@ -19,7 +19,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
@@ -35,18 +35,18 @@ from transformers.utils.logging import disable_progress_bar
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks are not part of the package
 
-from loredit.engine.patches.branches import WeightSitePatch  # noqa: E402
-from loredit.engine.files import replacing  # noqa: E402
-from loredit.engine.model.loading import LoadedModel  # noqa: E402
-from loredit.engine.seeds import PerEdit, seed_of  # noqa: E402
-
 from benchmarks import pages  # noqa: E402
-from loredit import hparams as presets  # noqa: E402
+from loredit import load_model  # noqa: E402
 from loredit.data import Fact, load  # noqa: E402
-from loredit.editors import Edits, Hparams, load_model  # noqa: E402
+from loredit.editors import Edits, Hparams  # noqa: E402
+from loredit.editors import settings as settings_of  # noqa: E402
 from loredit.editors.lora import LoRA, LowRank, low_rank_patch  # noqa: E402
 from loredit.editors.roselora import RoseLoRA, RoseLoRAHparams, SparseLowRank, SparsePatch  # noqa: E402
-from loredit.evaluation import FactScores, Summary, evaluate, report  # noqa: E402
+from loredit.engine.files import replacing  # noqa: E402
+from loredit.engine.model.identity import identity_of  # noqa: E402
+from loredit.engine.model.loading import LoadedModel  # noqa: E402
+from loredit.engine.patches.branches import WeightSitePatch  # noqa: E402
+from loredit.engine.seeds import PerEdit, seed_of  # noqa: E402
 from loredit.evaluation.metrics import (  # noqa: E402
     METRICS,
     Estimate,
@@ -54,9 +54,12 @@ from loredit.evaluation.metrics import (  # noqa: E402
     Metric,
     MetricSummary,
     PairedDifference,
-    interval,
+    Summary,
     failure,
+    interval,
 )
+from loredit.evaluation.scores import FactScores  # noqa: E402
+from loredit.evaluation.scoring import evaluate  # noqa: E402
 
 PRESET = "smollm2-published"
 PAGE = ROOT / "docs" / "roselora-study.md"
@@ -105,7 +108,7 @@ class Arm:
 
     label: str
     editor: type[LoRA | RoseLoRA]
-    changes: tuple[str, ...] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)
     derived: Callable[[Callable[[str], Edits]], Edits] | None = None
     """For an arm that trains nothing: its edits, from those of the arms that it may ask for by name."""
 
@@ -130,21 +133,21 @@ def scaled(edits: Edits, norm: Tensor) -> Edits:
 
 ARMS = {
     "lora": Arm("LoRA", LoRA),
-    "lora-dropout-on": Arm("LoRA, dropout on", LoRA, (), lambda of: with_dropout(of("lora"))),
+    "lora-dropout-on": Arm("LoRA, dropout on", LoRA, {}, lambda of: with_dropout(of("lora"))),
     "roselora": Arm("RoseLoRA", RoseLoRA),
-    "lora-scaled": Arm("LoRA, scaled", LoRA, (), lambda of: scaled(of("lora"), norms(of("roselora").patch))),
-    "lora-early-stop": Arm("LoRA, stopped early", LoRA, ("stop_at=0.9",)),
-    "lora-no-dropout": Arm("LoRA, no dropout", LoRA, ("dropout=0",)),
+    "lora-scaled": Arm("LoRA, scaled", LoRA, {}, lambda of: scaled(of("lora"), norms(of("roselora").patch))),
+    "lora-early-stop": Arm("LoRA, stopped early", LoRA, {"stop_at": 0.9}),
+    "lora-no-dropout": Arm("LoRA, no dropout", LoRA, {"dropout": 0}),
     "roselora-random": Arm("RoseLoRA, random", RandomRoseLoRA),
     "roselora-random-scaled": Arm(
         "RoseLoRA, random, scaled",
         RandomRoseLoRA,
-        (),
+        {},
         lambda of: scaled(of("roselora-random"), norms(of("roselora").patch)),
     ),
-    "roselora-clamp": Arm("RoseLoRA, clamped", RoseLoRA, ("max_abs=0.003",)),
-    "roselora-after": Arm("RoseLoRA, after", RoseLoRA, ("sensitivity=after_step",)),
-    "roselora-after-clamp": Arm("RoseLoRA, after, clamped", RoseLoRA, ("sensitivity=after_step", "max_abs=0.003")),
+    "roselora-clamp": Arm("RoseLoRA, clamped", RoseLoRA, {"max_abs": 0.003}),
+    "roselora-after": Arm("RoseLoRA, after", RoseLoRA, {"sensitivity": "after_step"}),
+    "roselora-after-clamp": Arm("RoseLoRA, after, clamped", RoseLoRA, {"sensitivity": "after_step", "max_abs": 0.003}),
 }
 
 # What each comparison asks; differences are first minus second.
@@ -178,7 +181,7 @@ Runs = Mapping[tuple[str, int], Run]
 
 def hparams(arm: Arm, model: str) -> Hparams:
     base = RoseLoRA if issubclass(arm.editor, RoseLoRA) else LoRA  # presets go by the editor's module
-    return presets.load(base, PRESET, [*arm.changes, f"model={json.dumps(model)}"])
+    return settings_of(base.name(), PRESET, {**arm.changes, "model": model})
 
 
 def trainer(
@@ -192,7 +195,7 @@ def trainer(
         if arm.derived is not None:
             return arm.derived(edits)
         method = arm.editor(loaded.model, loaded.tokenizer, hparams(arm, options.model), seed=seed)
-        return method.edit_each(facts, edits_at_once=len(facts))
+        return method.edit_each(facts, edits_at_once=len(facts), progress=False)
 
     return edits
 
@@ -215,7 +218,7 @@ def work(options: argparse.Namespace, loaded: LoadedModel, facts: Sequence[Fact]
                     return False
                 bar.set_description(f"{arm}, seed {seed}")
                 scores, sizes = (
-                    evaluate(edits(arm), fluency=options.fluency, seed=seed),
+                    evaluate(edits(arm), fluency=options.fluency, seed=seed, progress=False),
                     norms(edits(arm).patch).tolist(),
                 )
                 runs = [Run(seed=seed, norm=norm, scores=one) for norm, one in zip(sizes, scores, strict=True)]
@@ -256,7 +259,7 @@ def by_case(values: Iterable[tuple[str, float]]) -> np.ndarray:
 
 
 def summary(runs: Runs) -> Summary:
-    """As ``loredit.summarise``, for runs with several seeds of a case."""
+    """As ``loredit.summarise``, for runs with several seeds of a case; what failures make of it is left out."""
     sound = {key: run.scores for key, run in runs.items() if failure(run.scores) is None}
 
     def estimate(metric: Metric, model: int) -> Estimate | None:
@@ -379,11 +382,14 @@ def render(result: Study) -> None:
     text = [
         pages.table(headings, [("unedited", *unedited, *[pages.NOTHING] * 4), *arms]),
         *(f"{label}: {n} edits failed and count in no mean" for label, n in failed.items() if n),
-        f"![generalization against locality, and portability, by arm](figures/{FIGURE.name})",
+        *pages.figure(
+            {ARMS[arm].label: found.summary for arm, found in result.arms.items()},
+            FIGURE,
+            "generalization against locality, and portability, by arm",
+        ),
         pages.table(("first − second", *labels, "cases"), compared),
     ]
     pages.fill(PAGE, "numbers", "\n\n".join(text))
-    report.plot_generalization_locality({ARMS[arm].label: found.summary for arm, found in result.arms.items()}, FIGURE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -404,7 +410,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     disable_progress_bar()  # "Loading weights" is over in a second; the bar that matters is ours
     loaded, facts = load_model(options.model), load(options.data)
     settings = {
-        "model": loaded.identity,
+        "model": identity_of(loaded.model),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "data": facts.identity,
         "fluency": options.fluency,

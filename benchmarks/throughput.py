@@ -37,14 +37,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks are not part of the package
 
-from loredit.engine.model.loading import load as load_model  # noqa: E402
-from loredit.engine.model.sites import blocks  # noqa: E402
-
-
 from benchmarks import peft_baseline  # noqa: E402
-from loredit import hparams as presets  # noqa: E402
+from loredit import load_model  # noqa: E402
 from loredit.data import Fact, load  # noqa: E402
-from loredit.editors import Editor, Edits, find  # noqa: E402
+from loredit.editors import Editor, Edits, find, settings  # noqa: E402
+from loredit.engine.model.sites import blocks  # noqa: E402
+from loredit.engine.progress import Phase  # noqa: E402
 from loredit.evaluation import scoring  # noqa: E402
 
 RESULTS, FIGURES = ROOT / "benchmarks" / "results", ROOT / "docs" / "figures"
@@ -91,8 +89,7 @@ def model_of(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenize
 
 
 def editor_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, preset: str) -> Editor:
-    cls = find(name)
-    h = presets.load(cls, preset)
+    h = settings(name, preset)
     depth = len(blocks(model))
     changes: dict[str, Any] = {}
     if model.config.model_type == "gpt2":  # query, key and value are one map
@@ -101,7 +98,7 @@ def editor_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: 
     layers = h.model_dump()["layers"]
     if layers != "all":  # the same part of the depth as in SmolLM2's 30 blocks
         changes["layers"] = sorted({layer * depth // 30 for layer in layers})
-    return cls(model, tokenizer, h.model_copy(update=changes))
+    return find(name)(model, tokenizer, h.model_copy(update=changes))
 
 
 def baseline(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: list[Fact]) -> Measured:
@@ -132,13 +129,14 @@ def engine(editor: Editor, facts: list[Fact], edits_at_once: int | None) -> Meas
             break
         seen.edit += (_now() - before) / n
         with _passes_timed() as passes:
-            marks: dict[str, float] = {"begun": _now()}
+            marks: dict[Phase, float] = {}
+            begun_scoring = _now()
             scoring.evaluate(edits, progress=lambda phase, *_, m=marks: m.update({phase: _now()}))
-        scored = marks["scoring"] - marks["begun"]
+        scored = marks[Phase.SCORING] - begun_scoring
         share = passes[0] / sum(passes)
         seen.base_scoring += scored * share / n
         seen.edited_scoring += scored * (1 - share) / n
-        seen.fluency += (_now() - marks["scoring"]) / n
+        seen.fluency += (_now() - marks[Phase.SCORING]) / n
         for part, count in needed(edits).items():
             flop[part] += count / n
         held = sum(batch[0] for batch in seen.course[-1:]) + len(edits)
@@ -180,16 +178,18 @@ def needed(edits: Edits) -> dict[str, float]:
     head = 2.0 * model.config.vocab_size * model.config.hidden_size
     flop = dict.fromkeys(PARTS, 0.0)
     for e, (fact,) in enumerate(edits.facts):
-        part = lesson(editor, [fact])
+        part = editor.lesson([fact])
         rows = (*part.answers, *part.anchors)
         tokens, wanted = sum(len(row.ids) for row in rows), sum(len(row.wanted) for row in rows)
         steps = edits.outcomes[e].steps
         flop["edit"] += tokens * first * block + steps * 2 * (tokens * (depth - first) * block + wanted * head)
-        asked = scoring.Job(edits, e, 0, False).rows.values()
+        check = editor.encoder.answered(fact.prompt, fact.target_new)  # a finished edit is asked for its answer
+        flop["edit"] += len(check.ids) * depth * block + len(check.wanted) * head
+        asked = scoring.rows_of(fact, editor.encoder)
         tokens, wanted = sum(len(row.ids) for row in asked), sum(len(row.wanted) for row in asked)
         flop["base_scoring"] += tokens * depth * block + wanted * head
         flop["edited_scoring"] += tokens * (depth - first) * block + wanted * head
-        prompt, new = len(editor.encoder.prompt(fact.prompt).ids), scoring._FLUENCY_TOKENS
+        prompt, new = len(editor.encoder.prompt(fact.prompt).ids), scoring.FLUENCY_TOKENS
         flop["fluency"] += 2 * ((prompt + new) * depth * block + new * head)
     return flop
 
@@ -318,7 +318,7 @@ def draw() -> None:
 
 
 def _draw(kind: str) -> None:
-    from matplotlib.figure import Figure  # slow to import
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
 
     at_once: dict[str, dict[int, float]] = defaultdict(dict)
     course: list[tuple[int, float, int]] = []

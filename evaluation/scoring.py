@@ -10,7 +10,7 @@ unedited and the edited model's side by side. The model is in eval mode througho
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.facts import Fact
 from ..editors.base import Edits
 from ..engine.devices import Budget
-from ..engine.model.encoding import Batch, Encoded, EncodingError, chunks
+from ..engine.model.encoding import Batch, Encoded, Encoder, EncodingError, chunks
 from ..engine.model.generation import Attach, TopK, continuations, greedy
 from ..engine.model.hooks import check_free
 from ..engine.model.passes import frozen, logits_at, recorded, replayed
@@ -40,8 +40,9 @@ Measure = Literal["generation", "probabilities"]
 # Tokens of one forward pass and rows of one generation: enough to keep the device busy.
 _TOKENS = Budget(cpu=1024, mps=8192, accelerator=1 << 16)
 _ROWS = Budget(cpu=256, mps=128, accelerator=2048)
-_FLUENCY_TOKENS = 100
 _ANSWER_TOKENS = 32
+FLUENCY_TOKENS = 100
+"""Of each text that is sampled for fluency."""
 
 
 def evaluate(
@@ -104,9 +105,7 @@ class Job:
         self.answers: dict[str, tuple[str, str]] = {}
         self.texts: tuple[str, str] | None = None
         try:
-            for probe in self.probes:
-                for answer in (*probe.answers, *probe.contrasts):
-                    self.rows[probe.prompt, answer] = edits.editor.encoder.answered(probe.prompt, answer)
+            self.rows = _rows(self.probes, edits.editor.encoder)
         except EncodingError as error:
             self.error = self.error or str(error)
 
@@ -183,6 +182,20 @@ def _probes(fact: Fact, probabilities: bool) -> Iterator[_Probe]:
             yield _Probe("portability", group, probe.prompt, probe.answers, ())
 
 
+def rows_of(fact: Fact, encoder: Encoder, *, measures: Collection[Measure] = ()) -> list[Encoded]:
+    """The texts that are teacher-forced to score a fact, each once. Raises EncodingError."""
+    return [*_rows(_probes(fact, "probabilities" in measures), encoder).values()]
+
+
+def _rows(probes: Iterable[_Probe], encoder: Encoder) -> dict[tuple[str, str], Encoded]:
+    """Each prompt with each of its answers, by both."""
+    return {
+        (probe.prompt, answer): encoder.answered(probe.prompt, answer)
+        for probe in probes
+        for answer in (*probe.answers, *probe.contrasts)
+    }
+
+
 def _teacher_force(edits: Edits, jobs: Sequence[Job], progress: Callable[[float], None]) -> None:
     rows = sorted(((job, key) for job in jobs for key in job.rows), key=lambda row: len(row[0].rows[row[1]].ids))
     done = 0
@@ -249,10 +262,10 @@ def _write(edits: Edits, jobs: Sequence[Job], seed: int, progress: Callable[[flo
     """Sampled texts for fluency; the unedited and the edited model draw the same random numbers."""
 
     def sampler(chunk: Sequence[_Request]) -> TopK:
-        return TopK(5, [seed_of("fluency", seed, request.job.fact.case_id) for request in chunk] * 2, _FLUENCY_TOKENS)
+        return TopK(5, [seed_of("fluency", seed, request.job.fact.case_id) for request in chunk] * 2, FLUENCY_TOKENS)
 
     requests = [_Request(job, job.fact.prompt) for job in jobs]
-    texts = _continued(edits, requests, _FLUENCY_TOKENS, sampler, lambda request, token: False, progress)
+    texts = _continued(edits, requests, FLUENCY_TOKENS, sampler, lambda request, token: False, progress)
     for request, both in zip(requests, texts, strict=True):
         request.job.texts = both
 

@@ -104,8 +104,6 @@ def test_cells_say_how_sure_they_are():
     assert pages.mean(estimate) == "99.3 (98.1 … 100.0)"
     assert pages.mean(estimate.model_copy(update={"low": None, "high": None})) == "99.3"
     assert pages.mean(None) == pages.NOTHING
-    paired = PairedDifference(
-        label="", mode="token_em", better="higher", a=1, b=3, difference=2, low=1.0, high=3.0, pairs=9
-    )
+    paired = PairedDifference(label="", mode="token_em", a=1, b=3, difference=2, low=1.0, high=3.0, pairs=9)
     assert pages.difference(paired) == "**+2.0** (+1.0 … +3.0)"
     assert pages.difference(paired.model_copy(update={"low": -0.5})) == "+2.0 (-0.5 … +3.0)"

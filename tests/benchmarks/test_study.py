@@ -118,6 +118,7 @@ def run(tmp_path, tokenizer, facts, monkeypatch):
             "case_id": fact.case_id,
             "prompt": fact.prompt,
             "target_new": fact.target_new,
+            "rephrase_prompt": list(fact.rephrase_prompts),
             "locality": {
                 group: [{"prompt": p.prompt, "ground_truth": list(p.answers)} for p in probes]
                 for group, probes in fact.locality.items()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 EDITORS = ("adalora", "adapter", "bitfit", "compacter", "finetune", "lora", "prefix", "roselora", "simplexlora")
-VOLATILE = {"edit_seconds", "score_seconds", "seconds", "norms"}  # times, and what older checkouts do not tell
+VOLATILE = {"edit_seconds", "score_seconds", "seconds"}
 
 ROUTES = """
 import json, sys

@@ -16,7 +16,7 @@ from ..engine.model.loading import load as load_model
 from ..engine.outcome import Outcome
 from ..engine.patches.patch import Patch, WeightPatch
 from ..engine.settings import Hparams
-from ..engine.storage.manifest import MANIFEST, Manifest, check_model, damaged, read_manifest
+from ..engine.storage.manifest import MANIFEST, Manifest, check_model, damaged, read_both
 from ..hparams import read, validated
 from .base import Editor, Edits, TrainedEditor, read_edits
 
@@ -114,8 +114,8 @@ def editor(
 def load(folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Edits:
     """Read what :meth:`Edits.save` wrote. Another model than the one the edits were trained on is an EditsError."""
     folder = Path(folder)
-    manifest = read_manifest(folder)
-    return read_edits(folder, manifest, editor_of(folder, manifest, model, tokenizer))
+    manifest, stored = read_both(folder)
+    return read_edits(folder, manifest, editor_of(folder, manifest, model, tokenizer), stored)
 
 
 def editor_of(folder: Path, manifest: Manifest, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Editor:

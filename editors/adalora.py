@@ -32,7 +32,7 @@ An edit stops early only from step T - t_f on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from pydantic import Field, model_validator
@@ -43,13 +43,13 @@ from ..engine.patches.branches import Factors, LowRankBranch, WeightSitePatch
 from ..engine.patches.patch import Report
 from ..engine.patches.rows import Rows
 from ..engine.seeds import PerEdit
-from ..engine.settings import SiteHparams
+from ..engine.settings import WeightHparams
 from .base import TrainedEditor
 
 _DEVIATION, _EPSILON = 0.02, 1e-5  # PEFT's
 
 
-class AdaLoRAHparams(SiteHparams):
+class AdaLoRAHparams(WeightHparams):
     in_steps = ("steps", "tinit", "tfinal", "deltaT")
 
     init_r: int = Field(gt=0, description="Rank at each site in the beginning")
@@ -105,6 +105,9 @@ class Triplets(LowRankBranch):
     def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
         h = rows.linear(rows.dropout(x, self.dropout, self.place), self.q) * rows.per_row(self.lam, x.dtype)[:, None]
         return torch.add(y, rows.linear(h, self.p), alpha=self.scale)
+
+    def turn(self, turned: Callable[[Tensor], Tensor]) -> None:
+        self.q = nn.Parameter(turned(self.q))
 
     def delta(self, edit: int) -> Tensor:
         return self.scale * (self.p[edit] * self.lam[edit]) @ self.q[edit]

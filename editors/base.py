@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -32,11 +32,12 @@ from ..engine.storage.manifest import (
     EditsError,
     Manifest,
     edit_of,
+    patch_from,
     patch_of,
     read_manifest,
     write,
 )
-from ..engine.storage.packed import packed
+from ..engine.storage.packed import Stored, packed
 from ..engine.training.batches import Learned, in_batches
 from ..engine.training.checking import checked
 from ..engine.training.lessons import Lesson
@@ -191,7 +192,7 @@ class TrainedEditor(Editor, Trained, ABC):
     def learn(
         self, lessons: Sequence[Lesson], seeds: Sequence[int], progress: Progress | None = None
     ) -> tuple[Patch, list[Outcome]]:
-        return train(self, self.fresh(seeds), lessons, progress)
+        return train(self, self.begun(seeds), lessons, progress)
 
     @final
     def carry(
@@ -269,13 +270,8 @@ class Edits:
     @property
     def unlearned(self) -> list[str]:
         """The case ids of facts that were not learned: lost, failed, or answered otherwise when they were checked."""
-        found = []
-        for facts, outcome in zip(self.facts, self.outcomes, strict=True):
-            checks = outcome.checks or (None,) * len(facts)
-            for i, (fact, check) in enumerate(zip(facts, checks, strict=True)):
-                if outcome.error or i in outcome.lost or (check is not None and not check.learned):
-                    found.append(fact.case_id)
-        return found
+        each = zip(self.facts, self.outcomes, strict=True)
+        return [fact.case_id for facts, o in each for i, fact in enumerate(facts) if o.learned(i) is False]
 
     def index(self, edit: int | str) -> int:
         """The index of an edit that is named by its index or by a case id. Raises EditsError, IndexError."""
@@ -385,9 +381,14 @@ def manifest_of(edits: Edits) -> Manifest:
     )
 
 
-def read_edits(folder: Path, manifest: Manifest, editor: Editor) -> Edits:
-    """The edits in a folder, by the editor that made them. Raises EditsError."""
-    return Edits(editor, patch_of(folder, manifest, editor.untrained([0])), manifest.facts, manifest.outcomes)
+def read_edits(folder: Path, manifest: Manifest, editor: Editor, stored: Mapping[str, Stored] | None = None) -> Edits:
+    """The edits in a folder, by the editor that made them. Raises EditsError.
+
+    ``stored``: the folder's tensors, where they were read already.
+    """
+    frame = editor.untrained([0])
+    patch = patch_of(folder, manifest, frame) if stored is None else patch_from(folder, manifest, stored, frame)
+    return Edits(editor, patch, manifest.facts, manifest.outcomes)
 
 
 def _edits(editor: Editor, facts: Sequence[Fact], learned: Learned) -> Edits:

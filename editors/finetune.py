@@ -17,7 +17,7 @@ down-projection of SmolLM2-135M, 9.4 MB for GPT-2, 41 MB for GPT-2 XL), about se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from pydantic import Field
@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from ..engine.model.sites import sites
 from ..engine.patches.branches import WeightBranch, WeightSitePatch
 from ..engine.patches.rows import Rows
-from ..engine.settings import SiteHparams
+from ..engine.settings import WeightHparams
 from .base import TrainedEditor
 
 
-class FineTuneHparams(SiteHparams):
+class FineTuneHparams(WeightHparams):
     norm_constraint: float | None = Field(
         None, gt=0, description="FT-L: the furthest that a weight may move (5e-4 in ROME); null: FT-M, any distance"
     )
@@ -49,6 +49,9 @@ class Dense(WeightBranch):
     def after_step(self, steps: Tensor) -> None:
         if self.bound is not None:
             self.change.clamp_(-self.bound, self.bound)
+
+    def turn(self, turned: Callable[[Tensor], Tensor]) -> None:
+        self.change = nn.Parameter(turned(self.change))
 
     def delta(self, edit: int) -> Tensor:
         return self.change[edit]

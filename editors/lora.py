@@ -18,11 +18,11 @@ from ..engine.model.sites import sites
 from ..engine.patches.branches import Factors, LowRankBranch, WeightSitePatch
 from ..engine.patches.rows import Rows
 from ..engine.seeds import PerEdit
-from ..engine.settings import SiteHparams
+from ..engine.settings import WeightHparams
 from .base import TrainedEditor
 
 
-class LoRAHparams(SiteHparams):
+class LoRAHparams(WeightHparams):
     rank: int = Field(gt=0, description="Rank r of the change at each site")
     alpha: float = Field(gt=0, description="The change is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the branch's input while training")
@@ -39,6 +39,9 @@ class LowRank(LowRankBranch):
     def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
         x = rows.dropout(x, self.dropout, self.place)
         return torch.add(y, rows.linear(rows.linear(x, self.a), self.b), alpha=self.scale)
+
+    def turn(self, turned: Callable[[Tensor], Tensor]) -> None:
+        self.a = nn.Parameter(turned(self.a))
 
     def delta(self, edit: int) -> Tensor:
         return self.scale * self.b[edit] @ self.a[edit]

@@ -19,7 +19,10 @@ from . import settings
 from .model.encoding import Encoder
 from .model.generation import sampled_texts
 from .model.identity import identity_of
+from .model.sites import sites
+from .model.statistics import second_moments, whitening
 from .outcome import Outcome
+from .patches.branches import WeightSitePatch, Whitening
 from .patches.patch import Patch
 from .progress import Progress
 from .seeds import seed_of
@@ -124,3 +127,31 @@ class Trained(Trainable, ABC):
     """A method whose trained patch is the edit itself, of one fact or of many."""
 
     hparams: settings.TrainedHparams
+
+    @final
+    def begun(self, seeds: Sequence[int], before: Patch | None = None) -> Patch:
+        """A patch to be trained: fresh, or one that goes on from ``before``; on whitened inputs where asked for."""
+        patch = self.fresh(seeds)
+        if before is not None:
+            patch = patch.rebuilt(patch.tensors() | before.lasting())
+            patch.steps.zero_()
+        if self.whitening is not None:
+            assert isinstance(patch, WeightSitePatch), "these hyper-parameters are of patches that change weights"
+            patch.whiten(self.whitening, going_on=before is not None)
+        return patch
+
+    @cached_property
+    def whitening(self) -> Whitening | None:
+        """How patches see their inputs while they train; None: as they are. Raises SiteError, StatisticsError."""
+        h = self.hparams
+        if not isinstance(h, settings.WeightHparams) or h.whiten is None:
+            return None
+        found = second_moments(
+            self.model,
+            self.tokenizer,
+            sites(self.model, h.sites, h.layers),
+            identity=self.model_identity,
+            text=h.statistics_text,
+            tokens=h.statistics_tokens,
+        )
+        return Whitening([whitening(c, h.whiten) for c in found])

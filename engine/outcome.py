@@ -45,3 +45,15 @@ class Outcome:
     def __post_init__(self) -> None:
         if self.loss is not None and not isfinite(self.loss):  # JSON has no such numbers; earlier files wrote NaN
             object.__setattr__(self, "loss", None)
+
+    def learned(self, fact: int = 0) -> bool | None:
+        """Whether a fact is answered as it should be, by its index among the edit's facts; None where nobody looked.
+
+        Example:
+            >>> Outcome(10, 0.03, checks=(Check(True, 0.97),)).learned()
+            True
+        """
+        if self.error or fact in self.lost:
+            return False
+        check = self.checks[fact] if self.checks else None
+        return None if check is None else check.learned

@@ -136,3 +136,14 @@ class SiteHparams(TrainedHparams):
 
     sites: Annotated[list[Role], Field(min_length=1)] = Field(description="Which linear maps of a block, by role")
     layers: Layers = Field("all", description='Which blocks: a list, a range such as "20-24", or "all"')
+
+
+class WeightHparams(SiteHparams, StatisticsHparams):
+    """Hyper-parameters of a method that changes the weights of linear maps."""
+
+    whiten: float | None = Field(
+        None,
+        gt=0,
+        description="Train on inputs whitened by their second moments, with this share of their mean added; null: as "
+        "they are. A change is then small on what the model often sees, and large on what a fact brings",
+    )

@@ -255,7 +255,9 @@ def _command(
     if record["mode"] != "single":
         options += ["--mode", record["mode"]]
     if record["mode"] == "sequential":
-        options += ["--checkpoints", ",".join(map(str, record["checkpoints"])), "--chunk", str(record["chunk"])]
+        options += ["--checkpoints", ",".join(map(str, record["checkpoints"]))]
+    if record["chunk"] != 1:
+        options += ["--chunk", str(record["chunk"])]
     if perplexity_text is not None:
         options += ["--perplexity-text", str(perplexity_text)]
     if record["measures"]:
@@ -346,7 +348,7 @@ class _Job:
         for e, facts in enumerate(edits.facts):
             wanted = [i for i, fact in enumerate(facts) if fact.case_id in self.examples and fact.case_id not in done]
             if wanted:
-                seen = evaluate(edits[e].about(wanted), measures=["generation"], fluency=False)
+                seen = evaluate(edits[e].about(wanted), measures=["generation"], fluency=False, progress=False)
                 append(self.folder / EXAMPLES, seen)
 
 

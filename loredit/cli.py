@@ -13,6 +13,7 @@ from .commands.classify import classify
 from .commands.edits import export, merge, remove
 from .commands.generate import HELP as GENERATE
 from .commands.generate import generate
+from .commands.grow import add, calibrate, update
 from .commands.report import compare, report
 from .commands.run import HELP as RUN
 from .commands.run import run
@@ -26,6 +27,11 @@ Change facts in a language model, and keep the changes as small folders that can
 Learn each fact of a list as an edit of its own; look at what the folder holds.
   loredit apply my-edits --data facts.json
   loredit show my-edits
+
+\b
+More facts, and other answers to facts that the folder holds.
+  loredit add my-edits --data more.json
+  loredit update my-edits --data corrected.json
 
 \b
 Answers without and with the edits, side by side; undo one fact.
@@ -61,7 +67,7 @@ What the same methods give outside editing.
 app = typer.Typer(
     help=HELP, add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
-for command in (apply, show, ask, chat, merge, export, remove):
+for command in (apply, add, update, remove, show, ask, chat, calibrate, merge, export):
     app.command()(command)
 app.command(help=RUN)(run)
 app.command()(report)

@@ -21,18 +21,23 @@ from .engine.model.generation import Attach, continuations
 from .engine.model.loading import LoadedModel
 from .engine.model.loading import load as load_model
 from .engine.storage.manifest import edit_of, read_manifest
+from .store.routing import Route
 from .store.store import EditStore
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says after a prompt, without and with edits."""
+    """What the model says after a prompt, without and with edits; an empty text where it says nothing."""
 
     prompt: str
     without: str
     edited: str
     facts: tuple[Fact, ...]
     """Of the edit that the prompt was given; none where it was left to the unedited model."""
+    route: Route | None = None
+    """How the edit was found; None where it was named."""
+    learned: bool | None = None
+    """Whether the edit gives its answer to its own prompt; None where there is no edit, or where that is not known."""
 
 
 class Session:
@@ -40,38 +45,44 @@ class Session:
 
     Of several edits, each prompt gets the one that it is about, or none; ``case`` names one for all prompts.
     Calls from several threads wait for each other.
+
+    Args:
+        folder: what ``loredit apply`` wrote, or a store.
+        case: the case id of the one edit that is to be used.
+        model: where the model is now; else where it was when it was edited.
+        device: auto, cpu, cuda, cuda:1, mps.
+        encoder: what prompts are embedded with, in place of what the folder names (:class:`EditStore`).
+
+    Raises:
+        ValueError: no such folder, case or model; the message says what there is.
     """
 
     def __init__(
-        self, folder: Path, *, case: str | None = None, model: str | None = None, device: str = "auto"
+        self,
+        folder: Path,
+        *,
+        case: str | None = None,
+        model: str | None = None,
+        device: str = "auto",
+        encoder: str | None = None,
     ) -> None:
         loaded = loaded_for(folder, model, device)
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
-        self._encoder = Encoder(self.tokenizer, self.model.config.max_position_embeddings)
         self._lock = Lock()
         self._store: EditStore | None = None
         self._edits: Edits | None = None
-        if case is None and len(read_manifest(folder).facts) > 1:
-            self._store = EditStore.load(folder, self.model, self.tokenizer)
+        manifest = read_manifest(folder)
+        if case is None and (len(manifest.facts) > 1 or manifest.routing is not None):
+            self._store = EditStore.load(folder, self.model, self.tokenizer, encoder=encoder)
         else:
             edits = load(folder, self.model, self.tokenizer)
             self._edits = edits[chosen(edits, case)]
+        self._encoder = Encoder(self.tokenizer, self.model.config.max_position_embeddings, self.positions)
 
-    def ask(self, prompts: Sequence[str], *, tokens: int = 20) -> list[Answer]:
-        """Greedy continuations of prompts without and with the edits, up to a line's end."""
-        with self._lock:
-            ids = [self._encoder.prompt(prompt).ids for prompt in prompts]
-            without = self._texts(ids, tokens, lambda rows: nullcontext())
-            if self._store is not None:
-                store = self._store
-                edited = self._texts(ids, tokens, lambda rows: store.on([ids[r] for r in rows]))
-                facts = [store.facts[e] if e >= 0 else () for e in store.route(ids)]
-            else:
-                assert self._edits is not None
-                edits = self._edits
-                edited = self._texts(ids, tokens, lambda rows: edits.on(0))
-                facts = [edits.facts[0]] * len(ids)
-        return [Answer(*parts) for parts in zip(prompts, without, edited, facts, strict=True)]
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model's tokenizer says how a chat is written."""
+        return bool(self.tokenizer.chat_template)
 
     @property
     def positions(self) -> int:
@@ -95,13 +106,65 @@ class Session:
             raise ValueError("there are several edits; name one of them with --case")
         return self._edits.on(0)
 
-    def _texts(
-        self,
-        ids: Sequence[Sequence[int]],
-        tokens: int,
-        attach: Attach,
-    ) -> list[str]:
-        texts = continuations(self.model, ids, tokens=tokens, attach=attach)
+    def ask(self, prompts: Sequence[str], *, tokens: int = 20, chat: bool = False) -> list[Answer]:
+        """Greedy continuations of prompts without and with the edits, up to a line's end.
+
+        Args:
+            prompts: what the model is to continue or, in a chat, to answer.
+            tokens: length of an answer, at most.
+            chat: hand each prompt over as a user's turn, by the tokenizer's chat template.
+
+        Raises:
+            ValueError: ``chat`` for a tokenizer without a template, or a prompt that is too long.
+        """
+        with self._lock:
+            ids = [self._ids(prompt, chat) for prompt in prompts]
+            without = self._texts(ids, tokens, lambda some: nullcontext())
+            if self._store is not None:
+                store, routes = self._store, self._store.route(prompts)
+                rows = [route.edit for route in routes]
+                edited = self._texts(ids, tokens, lambda some: store.with_edits([rows[r] for r in some]))
+                return [
+                    Answer(
+                        prompt,
+                        before,
+                        after,
+                        store.facts[route.edit] if route.edit >= 0 else (),
+                        route,
+                        self._learned(store, route),
+                    )
+                    for prompt, before, after, route in zip(prompts, without, edited, routes, strict=True)
+                ]
+            assert self._edits is not None
+            edits = self._edits
+            edited = self._texts(ids, tokens, lambda some: edits.on(0))
+            known = edits.outcomes[0].learned(0)
+        return [
+            Answer(prompt, before, after, edits.facts[0], None, known)
+            for prompt, before, after in zip(prompts, without, edited, strict=True)
+        ]
+
+    def _learned(self, store: EditStore, route: Route) -> bool | None:
+        if route.fact is None:
+            return None
+        place = store.facts[route.edit].index(route.fact)
+        return store.outcomes[route.edit].learned(place)
+
+    def _ids(self, prompt: str, chat: bool) -> Sequence[int]:
+        if not chat:
+            return self._encoder.prompt(prompt).ids
+        if not self.has_chat_template:
+            raise ValueError("this model has no chat template; ask without one (--raw)")
+        turns = [{"role": "user", "content": prompt}]
+        text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        return tuple(self.tokenizer(str(text), add_special_tokens=False)["input_ids"])
+
+    def _texts(self, ids: Sequence[Sequence[int]], tokens: int, attach: Attach) -> list[str]:
+        end = self.tokenizer.eos_token_id
+        room = self._encoder.context - self._encoder.reserved
+        texts = continuations(
+            self.model, ids, tokens=tokens, context=room, attach=attach, stop=lambda _, token: token == end
+        )
         decoded = self.tokenizer.batch_decode(texts, skip_special_tokens=True)
         return [text.strip().partition("\n")[0] for text in decoded]
 

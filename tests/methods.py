@@ -20,7 +20,7 @@ _SOLVED = {"layers": [0, 1], "lr": 0.5, "clamp": 20, "contexts": 1, "statistics_
 METHODS: dict[str, dict[str, Any]] = {
     "adalora": _SITES | {"lr": 5e-2, "init_r": 4, "alpha": 16, "orth_reg_weight": 0.1},
     "adapter": {"placement": "houlsby", "layers": [1, 2], "reduction_factor": 4, "lr": 1e-2},
-    "alphaedit": _SOLVED | {"null_energy": 0.5, "ridge": 1e-3},
+    "alphaedit": _SOLVED | {"null_energy": 0.9, "ridge": 1e-4},
     "bitfit": {"sites": ["attention_output", "mlp_down"], "layers": [1, 2], "lr": 3e-2},
     "compacter": {"placement": "pfeiffer", "layers": [1, 2], "reduction_factor": 2, "lr": 3e-2},
     "emmet": _SOLVED,

@@ -29,9 +29,10 @@ def estimate(mean: float, spread: float | None = 2.0, facts: int = 30, probes: i
     return Estimate(mean=mean, low=low, high=high, facts=facts, probes=probes)
 
 
-def summary(success: float = 99.0, locality: float = 88.0, portability: float | None = 45.0, **more) -> Summary:
+def summary(generalization: float = 77.0, locality: float = 88.0, portability: float | None = 45.0, **more) -> Summary:
     metrics = {
-        "edit_success": ("edit success", "token_em", estimate(success), estimate(24.0)),
+        "edit_success": ("edit success", "token_em", estimate(99.0), estimate(24.0)),
+        "generalization": ("generalization", "token_em", estimate(generalization), estimate(22.0)),
         "portability": ("portability", "token_em", estimate(portability or 0), estimate(20.0)),
         "locality": ("locality", "token_em", estimate(locality), None),
         "strict_locality": ("locality", "strict", estimate(-0.01, None, facts=1, probes=4), None),

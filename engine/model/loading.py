@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -80,6 +81,35 @@ def load(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     if labels is not None:
         model.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token before the padding
+    return LoadedModel(model.to(where).eval(), tokenizer)
+
+
+def load_encoder(name: str, *, device: str = "auto") -> LoadedModel:
+    """A sentence encoder (the body of a model, without a head) in eval mode and float32, with its tokenizer.
+
+    Args:
+        name: short name, local folder or hub id.
+        device: ``auto`` or a torch device.
+
+    Raises:
+        ModelError: the name leads to no model, or to one that is incomplete.
+
+    Example:
+        >>> load_encoder("minilm-l6").model.config.hidden_size  # doctest: +SKIP
+        384
+    """
+    where, folder = pick_device(device), folder_of(name)
+    check(name, folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        loaded: Any = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, local_files_only=True
+        )
+    except Exception as error:  # as in load
+        raise ModelError(f"model {name!r} cannot be loaded from {folder}: {said(error)}") from error
+    model, report = loaded
+    if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):  # is never used
+        raise ModelError(f"model {name!r} lacks weights in {folder}: {', '.join(missing[:5])} ({len(missing)} in all)")
     return LoadedModel(model.to(where).eval(), tokenizer)
 
 

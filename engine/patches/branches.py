@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Generic, NamedTuple, TypeVar, final
 
 import torch
@@ -41,6 +42,10 @@ class WeightBranch(Branch):
     @abstractmethod
     def delta(self, edit: int) -> Tensor:
         """(O, I), what edit ``edit`` adds to W."""
+
+    @abstractmethod
+    def turn(self, turned: Callable[[Tensor], Tensor]) -> None:
+        """Exchange what meets the input, (E, ..., I), for ``turned`` of it."""
 
     def norm(self, edit: int) -> Tensor:
         """Frobenius norm of :meth:`delta`."""
@@ -77,8 +82,44 @@ B = TypeVar("B", bound=Branch)
 W = TypeVar("W", bound=WeightBranch)
 
 
+class Whitening:
+    r"""Matrices S by which a patch sees the inputs of its sites while it trains, y + B A S x in place of y + B A x.
+
+    S = (C + eps mean(diag C) 1)^(-1/2) from the input's second moments C makes all directions alike: a step of the
+    same size moves much where the model seldom looks and little where it always does. It is all edits' and stays as it
+    is; a finished edit has it folded into its own numbers (A S), and is of the same rank as without.
+    """
+
+    def __init__(self, matrices: Sequence[Tensor]) -> None:
+        self._matrices = list(matrices)  # (I, I) each, symmetric, in float64
+        self._cast: dict[int, Tensor] = {}
+
+    def __deepcopy__(self, memo: object) -> Whitening:
+        return self  # shared by all patches that are made of one, and never changed
+
+    def __call__(self, i: int, x: Tensor) -> Tensor:
+        """(..., I) of site i, whitened."""
+        return x @ self._like(i, x)
+
+    def fold(self, i: int, rows: Tensor) -> Tensor:
+        """(..., I) numbers that have met whitened inputs of site i -> those that do the same with the inputs."""
+        return (rows.double() @ self._matrices[i].to(rows.device)).to(rows.dtype)
+
+    def unfold(self, i: int, rows: Tensor) -> Tensor:
+        """The other way round."""
+        return torch.linalg.solve(self._matrices[i].to(rows.device), rows.double(), left=False).to(rows.dtype)
+
+    def _like(self, i: int, x: Tensor) -> Tensor:
+        if self._cast.get(i) is None or self._cast[i].dtype != x.dtype or self._cast[i].device != x.device:
+            self._cast[i] = self._matrices[i].to(x.device, x.dtype)
+        return self._cast[i]
+
+
 class SitePatch(Patch, Generic[B]):
     """A patch made of one :class:`Branch` at each site."""
+
+    whitening: Whitening | None = None
+    """How it sees its inputs while it trains; None: as they are."""
 
     def __init__(self, seeds: Sequence[int], sites: Sequence[Site], branches: Sequence[B]) -> None:
         super().__init__(seeds)
@@ -99,18 +140,18 @@ class SitePatch(Patch, Generic[B]):
         if self.training:
             rows.keys = self._keys(rows)
 
-        def hook(branch: B) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def hook(i: int, branch: B) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
             def changed(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
                 # Some models flatten rows and tokens into one axis before a linear map (OPT's MLP).
                 x, y = (t.reshape(len(rows), -1, t.shape[-1]) for t in (args[0], output))
-                new = branch(x, y, rows)
+                new = branch(x if self.whitening is None else self.whitening(i, x), y, rows)
                 return (new if edited is None else torch.where(edited, new, y)).view(output.shape)
 
             return changed
 
         with ExitStack() as stack:
-            for site, branch in self.items():
-                stack.callback(after(model.get_submodule(site.name), hook(branch)).remove)
+            for i, (site, branch) in enumerate(self.items()):
+                stack.callback(after(model.get_submodule(site.name), hook(i, branch)).remove)
             yield
 
     def _keys(self, rows: Rows) -> Tensor:
@@ -130,6 +171,24 @@ class SitePatch(Patch, Generic[B]):
 
 class WeightSitePatch(SitePatch[W], WeightPatch):
     """A change of the weight of each site."""
+
+    @final
+    def whiten(self, whitening: Whitening, *, going_on: bool) -> None:
+        """Train on whitened inputs; ``going_on`` from finished edits, whose function stays the same."""
+        self.whitening = whitening
+        if going_on:
+            self._turn(whitening.unfold)
+
+    @final
+    def settle(self) -> None:
+        if self.whitening is not None:
+            self._turn(self.whitening.fold)
+            self.whitening = None
+
+    @torch.no_grad()
+    def _turn(self, turned: Callable[[int, Tensor], Tensor]) -> None:
+        for i, (_, branch) in enumerate(self.items()):
+            branch.turn(partial(turned, i))
 
     def delta_weights(self, edit: int) -> dict[str, Tensor]:
         return {f"{site.name}.weight": branch.delta(edit) for site, branch in self.items()}

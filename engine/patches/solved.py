@@ -11,6 +11,7 @@ Shapes: E edits, r factors, m keys, R rows of a batch, T tokens, I/O a site's in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -46,6 +47,9 @@ class Solved(LowRankBranch):
 
     def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
         return y + rows.linear(rows.linear(x, self.a), self.b)
+
+    def turn(self, turned: Callable[[Tensor], Tensor]) -> None:
+        self.a = nn.Parameter(turned(self.a))
 
     def delta(self, edit: int) -> Tensor:
         return self.b[edit] @ self.a[edit]

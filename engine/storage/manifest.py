@@ -29,6 +29,8 @@ from .packed import Packed, Stored, dense, taken
 MANIFEST = "edits.json"
 _WEIGHTS = "edits-{}.safetensors"
 STORE = "store."  # begins the names of what a store keeps beside the edits
+_OF_FACTS = tuple(STORE + name for name in ("keys", "relations", "states"))  # a row for each fact, not for each edit
+_OF_NONE = tuple(STORE + name for name in ("mean", "turn"))  # these and "states" are of earlier releases
 _MASK, _VALUES = ".mask", ".values"  # a packed tensor's two parts
 
 Size = Annotated[int, Field(ge=0)]
@@ -55,8 +57,8 @@ class Manifest(BaseModel):
     """Shapes of the tensors that are stored as a mask and the numbers that are not zero."""
     facts: tuple[tuple[Fact, ...], ...]
     outcomes: tuple[Outcome, ...]
-    routing: dict[str, int | float] | None = None
-    """How a store finds the edit that a prompt is about; None where there is no store."""
+    routing: dict[str, Any] | None = None
+    """How a store finds the edit that a prompt is about, in the store's own words; None where there is no store."""
 
     @model_validator(mode="after")
     def _of_one_length(self) -> Manifest:
@@ -92,7 +94,7 @@ def alone(facts: Sequence[Fact], case_id: str) -> None:
 
 def remove(folder: Path, case_id: str) -> None:
     """Undo one fact of independent edits or of a store, in the folder; the model is not needed."""
-    manifest = read_manifest(folder)
+    manifest, stored = read_both(folder)
     edit = manifest.edit_of(case_id)
     alone(manifest.facts[edit], case_id)
     if len(manifest.facts) == 1:
@@ -105,10 +107,11 @@ def remove(folder: Path, case_id: str) -> None:
         }
     )
     owners = [e for e, facts in enumerate(manifest.facts) for _ in facts]
-    axis = {STORE + "states": [f for f, owner in enumerate(owners) if owner != edit]}
-    whole = (STORE + "mean", STORE + "turn")  # are of no edit
-    stored = read_tensors(folder, manifest).items()
-    write(folder, left, {name: t if name in whole else taken(t, axis.get(name, rest)) for name, t in stored})
+    others = [f for f, owner in enumerate(owners) if owner != edit]
+    kept = {
+        name: t if name in _OF_NONE else taken(t, others if name in _OF_FACTS else rest) for name, t in stored.items()
+    }
+    write(folder, left, kept)
 
 
 def write(folder: Path, manifest: Manifest, tensors: Mapping[str, Stored]) -> None:
@@ -168,6 +171,17 @@ def read_tensors(folder: Path, manifest: Manifest) -> dict[str, Stored]:
     return tensors | state
 
 
+def read_both(folder: Path) -> tuple[Manifest, dict[str, Stored]]:
+    """Manifest and tensors that belong together, whoever replaces them meanwhile. Raises EditsError."""
+    while True:
+        manifest = read_manifest(folder)
+        try:
+            return manifest, read_tensors(folder, manifest)
+        except EditsError:
+            if read_manifest(folder).weights == manifest.weights:
+                raise
+
+
 def check_model(folder: Path, manifest: Manifest, model: PreTrainedModel) -> None:
     """Refuse a model that the edits were not made for, with an EditsError."""
     if is_identity_of(manifest.base_model, model):
@@ -182,7 +196,12 @@ def check_model(folder: Path, manifest: Manifest, model: PreTrainedModel) -> Non
 
 def patch_of(folder: Path, manifest: Manifest, frame: Patch) -> Patch:
     """The patch in a folder, of the form of ``frame``, which has one edit. Raises EditsError."""
-    tensors = {name: t for name, t in read_tensors(folder, manifest).items() if not name.startswith(STORE)}
+    return patch_from(folder, manifest, read_tensors(folder, manifest), frame)
+
+
+def patch_from(folder: Path, manifest: Manifest, stored: Mapping[str, Stored], frame: Patch) -> Patch:
+    """As :func:`patch_of`, of tensors that were read already."""
+    tensors = {name: t for name, t in stored.items() if not name.startswith(STORE)}
     return filled(folder, frame, tensors, len(manifest.facts))
 
 

@@ -51,6 +51,7 @@ def together(
     """One edit that carries all facts, going on from the patch ``before`` and its ``earlier`` facts if there is one."""
     h = method.hparams
     patch = before and before.take([0])  # training changes tensors in place
+    _ = method.whitening  # made once, and not anew by each copy that is paced
     parts, lost = _parts(method, facts)
     notes = tuple(dict.fromkeys(note for part in parts.values() for note in part.notes))
     good = [*parts]
@@ -61,7 +62,7 @@ def together(
     with frozen(method.model), trainable_attention(method.model):
         for number, indices in enumerate(filter(None, courses)):
             paced = _paced(method, -(-len(indices) // h.batch_size))
-            course = _Course(paced, _begun(paced, seed, patch), {i: parts[i] for i in indices}, replayed)
+            course = _Course(paced, paced.begun([seed], patch), {i: parts[i] for i in indices}, replayed)
             course.run(partial(_tell, progress, len(facts), number, len(courses)))
             lost |= course.lost
             if not all(course.patch.sound()):  # a single step can do that, and the next loss is never seen
@@ -92,15 +93,6 @@ def _paced(method: Trained, batches: int) -> Trained:
         update={name: getattr(method.hparams, name) * batches for name in method.hparams.in_steps}
     )
     return paced
-
-
-def _begun(method: Trained, seed: int, before: Patch | None) -> Patch:
-    """A fresh patch, or one that goes on from ``before``."""
-    patch = method.fresh([seed])
-    if before is not None:
-        patch = patch.rebuilt(patch.tensors() | before.lasting())
-        patch.steps.zero_()
-    return patch
 
 
 def _tell(progress: Progress | None, facts: int, course: int, courses: int, share: float) -> None:

@@ -282,7 +282,7 @@ def _edit(fact: FactScores, base: str | None) -> list[Any]:
     why = failure(fact)
     text = 0 if fact.edited_text is not None and fact.edited_text == base else fact.edited_text
     loss = None if fact.loss is None else round(fact.loss, 4)
-    notes = list(getattr(fact, "notes", ()))
+    notes = list(fact.notes)
     return [MARKS.index(outcome(fact, why)), fact.steps, loss, text, why, notes]
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +10,10 @@ import typer
 
 from .. import data as facts_of
 from .. import hparams as presets
-from ..data.messages import listed
 from ..engine.files import locked
-from .common import Device, Dtype, Set, check_names, err, explained, out, printable, quiet, size
+from .common import Device, Dtype, Set, check_names, err, explained, out, printable, quiet, say_learned, size
+from .grow import add as add_to
+from .unfinished import UNFINISHED, unfinished
 
 
 class Mode(str, Enum):
@@ -26,7 +24,7 @@ class Mode(str, Enum):
 
 
 def apply(
-    folder: Annotated[Path, typer.Argument(help="Folder to write; edits that it holds are replaced.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write; one that holds edits is never replaced.")],
     data: Annotated[str, typer.Option(help="Facts: a JSON, JSONL or CSV file, - for standard input.")] = "samples",
     editor: Annotated[str, typer.Option(help="Editing method; an unknown name lists all.")] = "roselora",
     hparams: Annotated[str, typer.Option(help="YAML file, or a preset in hparams/<editor>/.")] = "smollm2.yaml",
@@ -38,6 +36,10 @@ def apply(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out faulty records of the list.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run; each finished batch of edits was kept.")
+    ] = False,
+    add: Annotated[
+        bool,
+        typer.Option("--add", help="Add to the edits that the folder holds, with its editor, as `loredit add` does."),
     ] = False,
     model: Annotated[
         str | None, typer.Option(help="Hub id, folder, GGUF file, smollm2-135m; else the preset's.")
@@ -52,8 +54,12 @@ def apply(
 
     loredit apply my-edits --data facts.csv --set lr=1e-3
     """
+    if add and _holds_edits(folder):
+        add_to(folder, data, limit=limit, skip_bad=skip_bad, resume=resume, model=model, device=device)
+        return
     with explained():
         check_names(editor, hparams)
+        _may_write(folder, resume)
         overrides = presets.parsed(set_ or [])
         loaded_facts = facts_of.load(data, skip_bad=skip_bad)
         quiet()
@@ -61,9 +67,10 @@ def apply(
         from .. import editors
 
         with locked(folder):
+            _may_write(folder, resume)  # again, now that nobody else writes
             method = editors.editor(editor, hparams, model=model, seed=seed, device=device, dtype=dtype, **overrides)
             facts = loaded_facts.facts[:limit]
-            with _unfinished(folder, resume) as checkpoint:
+            with unfinished(folder, resume) as checkpoint:
                 if mode is Mode.batch:
                     edits = method.edit(facts, progress=True)
                 else:
@@ -76,29 +83,25 @@ def apply(
             names = ", ".join(fact.case_id for fact in edits.facts[e])
             err.print(printable(f"failed: {names}: {error}"), markup=False)
         out.print(f"{len(edits) - len(failed)} of {len(edits)} edits in {folder}, {size(folder)}", markup=False)
-        missed = edits.unlearned
-        total = len(edits.case_ids)
-        out.print(f"{total - len(missed)} of {total} facts learned", markup=False)
-        if missed:
-            out.print(printable(f"not learned: {listed(missed)}"), markup=False)
+        say_learned(edits)
     if len(failed) == len(edits):
         raise typer.Exit(1)
 
 
-@contextmanager
-def _unfinished(folder: Path, resume: bool) -> Iterator[Path]:
-    """Where finished batches of edits lie until all are finished."""
-    unfinished, over = folder / ".unfinished", folder / ".finished"
-    shutil.rmtree(over, ignore_errors=True)  # of a run that was killed at its very end
-    if unfinished.exists() and not resume:
-        raise ValueError(
-            f"{folder} holds edits of an interrupted run; --resume goes on with it, or delete {unfinished}"
-        )
-    try:
-        yield unfinished
-    except KeyboardInterrupt:
-        if unfinished.exists():
-            err.print("interrupted; the batches that are finished are kept. The same command with --resume goes on.")
-        raise
-    if unfinished.exists():
-        shutil.rmtree(unfinished.rename(over))  # renamed first, so that there are always all batches or none
+def _may_write(folder: Path, resume: bool) -> None:
+    """Refuse a folder that holds edits, with a ValueError that names the ways on."""
+    if not _holds_edits(folder):
+        return
+    if resume and not (folder / UNFINISHED).exists():
+        raise ValueError(f"{folder} is complete, there is nothing to go on with; --add adds facts to it")
+    further = f"`loredit add {folder} --resume` goes on with what was being added, "
+    raise ValueError(
+        f"{folder} holds edits already, which `apply` never replaces: {further if resume else ''}--add adds to them, "
+        "`loredit update` replaces edits of the same facts; or name another folder"
+    )
+
+
+def _holds_edits(folder: Path) -> bool:
+    from ..engine.storage.manifest import MANIFEST
+
+    return (folder / MANIFEST).exists()

@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from .. import hparams as presets
-from ..data.messages import unknown
+from ..data.messages import listed, unknown
+
+if TYPE_CHECKING:
+    from ..editors import Edits
 
 Folder = Annotated[Path, typer.Argument(help="Folder with edits, written by `loredit apply`.", show_default=False)]
 Case = Annotated[str | None, typer.Option("--case", help="Case id of the edit; needed if the folder holds several.")]
@@ -25,6 +28,15 @@ ModelName = Annotated[
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="Of the base model: auto, float32, bfloat16.")]
 Tokens = Annotated[int, typer.Option("--tokens", min=1, help="Length of an answer, at most; it ends with its line.")]
+EncoderName = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        help="Sentence encoder that finds the edit of a prompt: short name, hub id, folder; base: the model's own "
+        "states. Else the folder's, or minilm-l6.",
+        show_default=False,
+    ),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one hyper-parameter; repeatable.")
 ]
@@ -83,6 +95,14 @@ def quiet() -> None:
     from transformers.utils.logging import disable_progress_bar  # takes a second to import
 
     disable_progress_bar()
+
+
+def say_learned(edits: Edits) -> None:
+    """Print how many facts are answered as they should be, and which are not."""
+    missed, total = edits.unlearned, len(edits.case_ids)
+    out.print(f"{total - len(missed)} of {total} facts learned", markup=False)
+    if missed:
+        out.print(printable(f"not learned: {listed(missed)}"), markup=False)
 
 
 def size(folder: Path) -> str:

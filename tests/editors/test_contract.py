@@ -23,10 +23,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loredit import editors
 from loredit.data import Fact
-from loredit.editors import Editor, Edits, Patch, WeightPatch, base
+from loredit.editors import Editor, Edits, Patch, TrainedEditor, WeightPatch, base
 from loredit.engine.model.generation import continuations
 from loredit.engine.patches.adam import Adam
 from loredit.engine.storage.manifest import EditsError
+from loredit.engine.training import solving
 from loredit.engine.training.loop import Work
 from loredit.evaluation.scoring import evaluate
 
@@ -60,8 +61,14 @@ def model(family: str) -> Iterator[PreTrainedModel]:
 
 
 @pytest.fixture(scope="module")
-def some(facts: Sequence[Fact]) -> Sequence[Fact]:
-    return facts[:3]
+def some(method: str, facts: Sequence[Fact]) -> Sequence[Fact]:
+    """Three facts; of closed forms the prompts end at their subjects, beyond which random weights carry nothing."""
+    if issubclass(editors.find(method), TrainedEditor):
+        return facts[:3]
+    return tuple(
+        fact.model_copy(update={"prompt": fact.prompt[: fact.prompt.index(fact.subject) + len(fact.subject)]})
+        for fact in facts[:3]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +113,11 @@ def differ(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return any(x.shape != y.shape or not torch.allclose(x, y, rtol=1e-3, atol=1e-6) for x, y in cuts)
 
 
+def known(method: str, **changes: Any) -> dict[str, Any]:
+    """Those that the method has: not every one has a dropout, and closed forms have no mini-batches."""
+    return {name: value for name, value in changes.items() if name in editors.find(method).Hparams.model_fields}
+
+
 def hooks_on(model: nn.Module) -> int:
     """Hooks of any kind, and methods replaced on single modules."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -123,8 +135,7 @@ def test_every_method_is_here():
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_trained_together_is_trained_alone(method, change, model, tokenizer, some, edits):
-    known = editors.find(method).Hparams.model_fields  # not every method has a dropout
-    changes = {name: value for name, value in CHANGES[change].items() if name in known}
+    changes = known(method, **CHANGES[change])
     editor = bound(method, model, tokenizer, **changes)
     together = editor.edit_each(some)
     for e, fact in enumerate(some):
@@ -144,7 +155,9 @@ def test_order_and_chunks_change_nothing(editor, some, edits):
 
 
 def test_another_fact_leaves_the_other_edits(editor, some, edits):
-    other = Fact(case_id="other", prompt="An altogether different and longer prompt says", target_new="yes")
+    other = Fact(
+        case_id="other", prompt="An altogether different and longer prompt says", subject="prompt", target_new="yes"
+    )
     after = editor.edit_each([some[0], other, some[2]])
     assert [differ(values(edits, e), values(after, e)) for e in range(3)] == [False, True, False]
     for e in (0, 2):
@@ -163,6 +176,8 @@ def test_stopping_early_together_is_stopping_alone(stopped):
 
 
 def test_a_finished_edit_is_as_it_was_when_it_stopped(model, tokenizer, stopped):
+    if not isinstance(stopped.editor, TrainedEditor):
+        pytest.skip("what stops is the training of a value, which the weights then give as nearly as they can")
     for e, outcome in enumerate(stopped.outcomes):
         if outcome.steps < 20:
             ((fact,),) = stopped[e].facts
@@ -198,8 +213,11 @@ def test_the_seed_repeats_an_edit_and_tells_it_from_others(method, model, tokeni
 
 @pytest.mark.parametrize("order", ["breadth_first", "depth_first"])
 def test_one_fact_in_one_edit_is_an_independent_edit(order, method, model, tokenizer, some, edits, stopped):
-    assert_same(values(bound(method, model, tokenizer, order=order).edit(some[:1]), 0), values(edits, 0))
-    early = min(range(len(stopped)), key=lambda e: stopped.outcomes[e].steps)
+    assert_same(
+        values(bound(method, model, tokenizer, **known(method, order=order)).edit(some[:1]), 0), values(edits, 0)
+    )
+    learned = [e for e, outcome in enumerate(stopped.outcomes) if outcome.error is None]
+    early = min(learned, key=lambda e: stopped.outcomes[e].steps)
     alone = stopped.editor.edit(stopped.facts[early])
     assert_same(values(alone, 0), values(stopped, early))
     assert alone.outcomes[0].steps == stopped.outcomes[early].steps
@@ -208,7 +226,7 @@ def test_one_fact_in_one_edit_is_an_independent_edit(order, method, model, token
 
 @pytest.mark.parametrize("order", ["breadth_first", "depth_first"])
 def test_one_edit_carries_all_facts(order, method, model, tokenizer, some):
-    edits = bound(method, model, tokenizer, order=order, batch_size=2).edit(some)
+    edits = bound(method, model, tokenizer, **known(method, order=order, batch_size=2)).edit(some)
     assert edits.facts == (some,)
     before = [slow.log_probs(model, tokenizer, fact.prompt, fact.target_new).mean() for fact in some]
     with edits.on([0]):
@@ -396,7 +414,7 @@ def test_trained_numbers_are_counted_as_they_are(edits):
 
 
 def test_a_fact_that_cannot_be_encoded_leaves_the_others(model, tokenizer, editor, some, edits, tmp_path):
-    long = Fact(case_id="long", prompt="so " * tiny.CONTEXT, target_new="long")
+    long = Fact(case_id="long", prompt="so " * tiny.CONTEXT, subject="so", target_new="long")
     mixed = editor.edit_each([some[0], long, some[1]])
     assert [outcome.error for outcome in mixed.outcomes][::2] == [None, None]
     assert "the model's context is 192" in mixed.outcomes[1].error
@@ -415,7 +433,7 @@ def test_a_fact_the_model_cannot_compute_leaves_the_others(method, family, token
     head.weight = nn.Parameter(head.weight.detach().clone())  # GPT-2's is its embedding
     with torch.no_grad():
         model.get_input_embeddings().weight[tokenizer("~")["input_ids"]] = math.nan
-    sick = Fact(case_id="sick", prompt="A tilde ~ is", target_new="poison")
+    sick = Fact(case_id="sick", prompt="A tilde ~ is", subject="tilde ~", target_new="poison")
     editor = bound(method, model, tokenizer)
     mixed, expected = editor.edit_each([some[0], sick, some[1]]), editor.edit_each(some[:2])
     assert mixed.outcomes[1].error == "the loss became nan at step 0; a lower lr may help"
@@ -452,7 +470,8 @@ def test_a_loss_that_becomes_nan_leaves_the_others(editor, some, edits, monkeypa
 
 
 def test_out_of_memory_halves_the_batch(editor, some, edits, monkeypatch, caplog):
-    train, sizes = base.train, []
+    loop = base if isinstance(editor, TrainedEditor) else solving
+    train, sizes = loop.train, []
 
     def small(editor: Any, patch: Any, lessons: Any, progress: Any = None) -> Any:
         sizes.append(len(lessons))
@@ -460,7 +479,7 @@ def test_out_of_memory_halves_the_batch(editor, some, edits, monkeypatch, caplog
             raise torch.OutOfMemoryError("CUDA out of memory")
         return train(editor, patch, lessons, progress)
 
-    monkeypatch.setattr(base, "train", small)
+    monkeypatch.setattr(loop, "train", small)
     halved = editor.edit_each(some, edits_at_once=3)
     assert sizes == [3, 1, 1, 1]
     assert [record.getMessage() for record in caplog.records] == ["out of memory with 3 edits at once; going on with 1"]

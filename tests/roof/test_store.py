@@ -8,13 +8,37 @@ import slow
 import tiny
 import torch
 
-import loredit
 from loredit import editors
-from loredit.data import Fact
+from loredit.data import Fact, Probe
 from loredit.engine.storage.manifest import EditsError, remove
-from loredit.store.store import EditStore, Whitening, _matches, _parted
+from loredit.store import store as store_of
+from loredit.store.calibration import Calibration
+from loredit.store.encoder import BaseStates
+from loredit.store.routing import Router
+from loredit.store.store import EditStore
 
 PROMPTS = ["The capital of France is", "Bread is made of", "Water is"]
+# A fact is found by its own prompt or by its subject and words; nothing else is near enough.
+JUDGE = Calibration(named=(-6, 4, 6), unnamed=(-4, 8), threshold=0.6, margin=0.5)
+
+
+def encoder(model):
+    """The model's own states, whitened by a few texts: no second model, and no time."""
+    return BaseStates(model, tiny.tokenizer(), [f"{word} is a word" for word in ("Water", "France", "Bread", "Sky")])
+
+
+def edits_of(routes):
+    return [route.edit for route in routes]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """A saved store names its encoder, "base"; it is made of the same few texts when it is read."""
+    monkeypatch.setattr(store_of, "encoder_of", lambda name, model, *_: encoder(model) if name == "base" else None)
+
+
+def loaded(folder, store):
+    return EditStore.load(folder, store.model, store.tokenizer)
 
 
 @pytest.fixture(params=["roselora", "simplexlora", "prefix"])
@@ -25,11 +49,11 @@ def edits(request, tokenizer, facts):
 
 @pytest.fixture
 def store(edits, tokenizer):
-    """Two additions; a threshold that only a fact's own prompt passes."""
-    store = EditStore(edits.editor.model, tokenizer, layer=1)
+    """Two additions."""
+    model = edits.editor.model
+    store = EditStore(model, tokenizer, encoder=encoder(model), calibration=JUDGE)
     store.add(edits.taken([0, 1]))
     store.add(edits.taken([2, 3]))
-    store.routing = store.routing.model_copy(update={"threshold": 0.999})
     return store
 
 
@@ -43,16 +67,17 @@ def batch(tokenizer, prompts):
 
 
 def test_a_prompt_gets_the_edit_it_is_about_or_none(store, edits):
-    assert store.route([fact.prompt for (fact,) in edits.facts]) == [0, 1, 2, 3]
-    assert store.route(PROMPTS) == [0, -1, 1]
-    assert store.route([]) == []
+    assert edits_of(store.route([fact.prompt for (fact,) in edits.facts])) == [0, 1, 2, 3]
+    assert edits_of(store.route(PROMPTS)) == [0, -1, 1]
+    assert edits_of(store.route([])) == []
     assert store.case_ids == ["france", "water", "sum", "ada"]
 
 
 def test_rows_are_computed_with_their_own_edit_alone(store, edits, tokenizer):
     model = edits.editor.model
     ids, mask = batch(tokenizer, PROMPTS)
-    with torch.no_grad(), store.on(ids, mask) as rows:
+    with torch.no_grad(), store.on(ids, mask) as routes:
+        rows = edits_of(routes)
         assert rows == [0, -1, 1]
         logits = model(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits[:, -1]
     for row, edit, prompt in zip(logits, rows, PROMPTS, strict=True):
@@ -82,27 +107,27 @@ def test_a_batch_of_another_size_is_refused(store, tokenizer):
 def test_what_is_removed_is_not_found_and_the_others_stay(store, edits):
     store.remove("water")
     assert len(store) == 3
-    assert store.route([fact.prompt for (fact,) in edits.facts]) == [0, -1, 1, 2]
+    assert edits_of(store.route([fact.prompt for (fact,) in edits.facts])) == [0, -1, 1, 2]
     torch.testing.assert_close(store.edits().patch.lasting(), edits.taken([0, 2, 3]).patch.lasting())
     with pytest.raises(EditsError, match="no case 'water'; there are: france, sum, ada"):
         store.remove("water")
     store.add(edits.taken([1]))
-    assert store.route(["Water is"]) == [3]
+    assert edits_of(store.route(["Water is"])) == [3]
     for case_id in ("france", "water", "sum", "ada"):
         store.remove(case_id)
-    assert store.route(["Water is"]) == [-1]
+    assert edits_of(store.route(["Water is"])) == [-1]
 
 
 def test_saving_and_loading_change_nothing(store, edits, tokenizer, tmp_path):
     store.save(tmp_path)
-    again = EditStore.load(tmp_path, store.model, tokenizer)
-    assert (again.routing, again.case_ids, again.nbytes) == (store.routing, store.case_ids, store.nbytes)
-    assert again.route(PROMPTS) == [0, -1, 1]
+    again = loaded(tmp_path, store)
+    assert (again.router.calibration, again.case_ids, again.nbytes) == (JUDGE, store.case_ids, store.nbytes)
+    assert edits_of(again.route(PROMPTS)) == [0, -1, 1]
     torch.testing.assert_close(again.edits().patch.lasting(), edits.patch.lasting(), rtol=0, atol=0)
     again.remove("ada")
     assert editors.load(tmp_path, store.model, tokenizer).facts == edits.facts
     edits.save(tmp_path)
-    assert EditStore.load(tmp_path, store.model, tokenizer).case_ids == store.case_ids
+    assert EditStore.load(tmp_path, store.model, tokenizer, encoder="base").case_ids == store.case_ids
 
 
 def test_edits_that_do_not_belong_are_refused(store, edits, tokenizer, facts):
@@ -117,50 +142,42 @@ def test_edits_that_do_not_belong_are_refused(store, edits, tokenizer, facts):
 def test_a_failed_edit_is_never_used(tokenizer, facts):
     model = tiny.model("llama", torch.float32)
     long = Fact(case_id="long", prompt="so " * tiny.CONTEXT, target_new="long")
-    store = EditStore(model, tokenizer, layer=1)
+    store = EditStore(model, tokenizer, encoder=encoder(model), calibration=JUDGE)
     store.add(methods.editor("lora", model, tokenizer, steps=1).edit_each([long, facts[1]]))
     assert store.case_ids == ["water"]
 
 
-def test_whitened_numbers_are_uncorrelated_and_equally_large():
-    torch.manual_seed(0)
-    states = torch.randn(5000, 2, 4) @ torch.randn(2, 4, 4).mT.sum(0) + 3
-    whitening = Whitening.of(states)
-    x = torch.einsum("nkd,kde->nke", states - whitening.mean, whitening.turn)
-    for k in (0, 1):
-        spread = torch.linalg.eigvalsh(x[:, k].T.cov())
-        assert spread.max() / spread.min() < torch.linalg.eigvalsh(states[:, k].T.cov()).max()
-        assert (x[:, k].T.corrcoef() - torch.eye(4)).abs().max() < 1e-3
-
-
-def test_a_match_is_the_weighted_sum_of_two_cosines():
-    torch.manual_seed(0)
-    a, b = (torch.nn.functional.normalize(torch.randn(n, 2, 5), dim=-1) for n in (7, 9))
-    score, found = _matches(a, b, 0.25)
-    for i in range(7):
-        each = [0.75 * float(a[i, 0] @ k[0]) + 0.25 * float(a[i, 1] @ k[1]) for k in b]
-        assert int(found[i]) == each.index(max(each))
-        assert float(score[i]) == pytest.approx(max(each), abs=1e-6)
-
-
-def test_the_threshold_parts_right_rephrasings_from_others_best():
-    scores, right = torch.tensor([0.9, 0.8, 0.7, 0.2]), torch.tensor([True, True, False, True])
-    gain, threshold = _parted(scores, right, torch.tensor([0.1, 0.3, 0.75]))
-    assert 0.75 < threshold < 0.8
-    assert gain == pytest.approx(2 / 4)
-
-
-def test_calibration_uses_the_last_token_only_where_it_helps(tokenizer):
+def test_a_store_calibrates_itself_when_enough_of_its_facts_say_how(tokenizer, monkeypatch):
     model = tiny.model("llama", torch.float32)
-    store = EditStore(model, tokenizer, layer=1)
-    with pytest.raises(ValueError, match="none of these facts has a rephrasing"):
+    facts = [
+        Fact(
+            case_id=str(i),
+            prompt=f"Number {i} is",
+            target_new="odd",
+            subject=f"Number {i}",
+            rephrase_prompts=(f"What is number {i}? It is",),
+            locality={"other": (Probe(prompt=f"Letter {i} is", answers=("A",)),)},
+        )
+        for i in range(store_of._ENOUGH)
+    ]
+    edits = methods.editor("lora", model, tokenizer, steps=1).edit_each(facts)
+    fitted: list[int] = []
+    monkeypatch.setattr(Router, "calibrate", lambda router, facts, **_: fitted.append(len(facts)))
+    store = EditStore(model, tokenizer, encoder=encoder(model), calibrates=True)
+    store.add(edits.taken(range(len(facts) - 1)))
+    assert fitted == [], "one fact is missing"
+    store.add(edits.taken([len(facts) - 1]))
+    assert fitted == [len(facts)]
+    given = EditStore(model, tokenizer, encoder=encoder(model), calibration=JUDGE)
+    given.add(edits)
+    assert fitted == [len(facts)], "what is given is kept"
+    assert given.router.calibration == JUDGE
+
+
+def test_a_store_without_rephrasings_cannot_be_calibrated(store):
+    with pytest.raises(ValueError, match="rephrasing"):
         store.calibrate([Fact(case_id="a", prompt="Water is", target_new="dry")])
-    samples = loredit.load_facts("samples").facts
-    before = store.routing
-    store.calibrate(samples[:20])
-    assert store.routing != before
-    store.calibrate(samples)
-    assert store.routing == before
+    assert store.router.calibration == JUDGE
 
 
 def test_a_fact_is_undone_in_a_saved_store_as_in_the_store_itself(store, tokenizer, tmp_path):
@@ -170,15 +187,17 @@ def test_a_fact_is_undone_in_a_saved_store_as_in_the_store_itself(store, tokeniz
     store.save(tmp_path / "other")
     one, other = (sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("one", "other"))
     assert one == other  # weights are called after their content
-    assert EditStore.load(tmp_path / "one", store.model, tokenizer).route(PROMPTS) == store.route(PROMPTS)
+    assert loaded(tmp_path / "one", store).route(PROMPTS) == store.route(PROMPTS)
 
 
 def test_undoing_a_fact_behind_an_edit_of_two_takes_its_own_prompt_along(edits, tokenizer, facts, tmp_path):
-    store = EditStore(edits.editor.model, tokenizer)
+    model = edits.editor.model
+    store = EditStore(model, tokenizer, encoder=encoder(model), calibration=JUDGE)
     store.add(edits.editor.edit(facts[2:4]))
     store.add(edits.taken([0, 1]))
     store.save(tmp_path)
     remove(tmp_path, "france")
     store.remove("france")
-    again = EditStore.load(tmp_path, store.model, tokenizer)
-    torch.testing.assert_close(again._states, store._states, rtol=0, atol=0)
+    again = loaded(tmp_path, store)
+    torch.testing.assert_close(again.router.tensors(), store.router.tensors(), rtol=0, atol=0)
+    assert again.router.edits == store.router.edits

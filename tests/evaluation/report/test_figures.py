@@ -11,12 +11,12 @@ from observed import reached, summary
 
 from loredit.engine import files
 from loredit.evaluation.report import figures
-from loredit.evaluation.report.figures import plot_locality_success, plot_sites
+from loredit.evaluation.report.figures import plot_generalization_locality, plot_sites
 
 
 def test_plot_is_written_whole_and_leaves_nothing_beside_it(tmp_path):
     path = tmp_path / "plots" / "editors.png"
-    plot_locality_success({"LoRA": summary(), "RoseLoRA": summary(locality=20.0, portability=None)}, path)
+    plot_generalization_locality({"LoRA": summary(), "RoseLoRA": summary(locality=20.0, portability=None)}, path)
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.read_bytes().rstrip().endswith(b"IEND\xaeB`\x82")
     assert [each.name for each in path.parent.iterdir()] == ["editors.png"]
@@ -25,11 +25,11 @@ def test_plot_is_written_whole_and_leaves_nothing_beside_it(tmp_path):
 def test_plot_shows_every_editor_by_name_and_both_axes_modes(tmp_path):
     path = tmp_path / "editors.svg"
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
-        plot_locality_success({"LoRA": summary(), "FT-M": summary(success=50.0, portability=None)}, path)
+        plot_generalization_locality({"LoRA": summary(), "FT-M": summary(generalization=50.0, portability=None)}, path)
     text = path.read_text()
     for name in ("LoRA", "FT-M"):
         assert text.count(f">{name}<") == 2, "once at the point, once at the bar"
-    for metric in ("edit success", "locality", "portability"):
+    for metric in ("generalization", "locality", "portability"):
         assert f"{metric} (token_em" in text
     assert "no portability probes" in text
 
@@ -38,29 +38,23 @@ def test_a_plot_that_fails_keeps_the_old_file_and_no_litter(tmp_path, monkeypatc
     path = tmp_path / "editors.png"
     path.write_bytes(b"old")
     with pytest.raises(ValueError, match="nosuch"):
-        plot_locality_success({"LoRA": summary()}, path.with_suffix(".nosuch"))
+        plot_generalization_locality({"LoRA": summary()}, path.with_suffix(".nosuch"))
 
     def full(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OSError, match="disk full"):
-        plot_locality_success({"LoRA": summary()}, path)
+        plot_generalization_locality({"LoRA": summary()}, path)
     assert [each.name for each in tmp_path.iterdir()] == ["editors.png"]
     assert path.read_bytes() == b"old"
 
 
 def test_plot_names_the_summaries_it_cannot_place():
-    with pytest.raises(ValueError, match=r"no edit success or locality in broken$"):
-        plot_locality_success({"LoRA": summary(), "broken": summary(metrics={})}, "unused.png")
+    with pytest.raises(ValueError, match=r"no generalization or locality in broken$"):
+        plot_generalization_locality({"LoRA": summary(), "broken": summary(metrics={})}, "unused.png")
     with pytest.raises(ValueError, match="no summaries"):
-        plot_locality_success({}, "unused.png")
-
-
-def test_names_at_the_same_height_are_moved_apart_within_the_frame():
-    heights = figures._spread([50.0, 97.0, 98.0, 100.0], gap=6, ceiling=100)
-    assert heights == [50.0, 88.0, 94.0, 100.0]
-    assert figures._spread([10.0, 11.0, 30.0], gap=6, ceiling=100) == [10.0, 16.0, 30.0]
+        plot_generalization_locality({}, "unused.png")
 
 
 @pytest.mark.parametrize("edited", [None, math.inf])

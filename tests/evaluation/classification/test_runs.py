@@ -26,10 +26,10 @@ from loredit import editors
 from loredit import hparams as presets
 from loredit.cli import app
 from loredit.data.examples import Example
-from loredit.editors import Hparams
 from loredit.engine.model.loading import LoadedModel
 from loredit.engine.model.loading import load as load_model
 from loredit.engine.model.sites import head, sites
+from loredit.engine.settings import TrainedHparams
 from loredit.evaluation.classification import runs
 from loredit.evaluation.tuning.examples import Encoder
 from loredit.evaluation.tuning.side_by_side import Below, SideBySide, fresh_head
@@ -39,7 +39,7 @@ from loredit.evaluation.tuning.training import TrainingError, scored
 def setup(on: LoadedModel, editor: str, *, options: bool = False, batch_size: int = 2, **changes: Any) -> runs._Setup:
     changes = {"steps": 4} | changes
     if editor in (runs.FULL, runs.PROBE):
-        h = Hparams(model="tiny", **{"lr": 1e-2} | changes)
+        h = TrainedHparams(model="tiny", **{"lr": 1e-2} | changes)
     else:
         h = methods.hparams(editor, **changes)
     return runs._Setup(editor, h, on, options, train=True, batch_size=batch_size, head_lr=1e-2, progress=False)

@@ -1,11 +1,10 @@
-"""Many edits in one store: where prompts are routed to, what the scores are through the router, and what it costs.
+"""Many edits in one store: what the scores are through the router, and what it costs.
 
     loredit apply my-edits --data ZsRE-test-1001.json --limit 1000
     python benchmarks/edit_store.py --edits my-edits --data ZsRE-test-1001.json --calibrate 300
 
-The routing is calibrated on the first facts (``--calibrate``); the others' numbers stand beside those of all.
-``--index`` N routes among the first N facts of the data although not all have edits; a prompt that goes to another is
-computed unedited.
+The routing is calibrated on the first facts (``--calibrate``); the others' numbers stand beside those of all. Where
+prompts go, without any edits, is benchmarks/routing.py.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from loredit.engine.model.encoding import Batch, Encoder, padded
-from loredit.engine.model.passes import frozen, logits_at
-from loredit.store.store import _matches
 from tqdm import tqdm
 
 import loredit
 from loredit.data import Fact
-from loredit.editors import Edits, EditStore, _store
+from loredit.engine.model.encoding import Batch, Encoder, padded
+from loredit.engine.model.passes import frozen, logits_at
+from loredit.store.encoder import DEFAULT
+from loredit.store.store import EditStore
 
 Row = tuple[int, str, str, str]  # fact, kind of probe, prompt, answer
 
@@ -70,39 +69,6 @@ def mean(rows: Sequence[Row], values: Sequence[float], kind: str, facts: range) 
     return 100 * sum(sum(v) / len(v) for v in of.values()) / len(of)
 
 
-class Indexed(EditStore):
-    """Routes among facts of which only the first have edits."""
-
-    def __init__(self, store: EditStore, facts: Sequence[Fact]) -> None:
-        super().__init__(store.model, store.tokenizer, calibration=(store.routing, store._whitening))
-        self._frame, self._tensors, self._outcomes = store._frame, store._tensors, store._outcomes
-        self.edited = len(store)
-        self._facts = [(fact,) for fact in facts]
-        self._owner = torch.arange(len(facts))
-        self._states = self._embedded([fact.prompt for fact in facts])
-        self._index()
-
-    def among_all(self, prompts: Sequence[str]) -> list[int]:
-        return super().route(prompts)
-
-    def route(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[int]:
-        return [edit if edit < self.edited else -1 for edit in super().route(prompts)]
-
-
-def routing(store: Indexed, facts: Sequence[Fact], rows: Sequence[Row]) -> None:
-    went = store.among_all([prompt for _, _, prompt, _ in rows])
-    print(f"routing {store.routing}")
-    print("| probes | to their own fact | to another with the same answer | to another | to none |")
-    print("|---|---|---|---|---|")
-    for kind in ("success", "generalization", "locality"):
-        each = [(i, e) for (i, k, _, _), e in zip(rows, went, strict=True) if k == kind]
-        own = sum(i == e for i, e in each)
-        same = sum(i != e >= 0 and facts[i].target_new == facts[e].target_new for i, e in each)
-        none = sum(e < 0 for _, e in each)
-        counts = (own, same, len(each) - own - same - none, none)
-        print(f"| {kind} | " + " | ".join(f"{100 * n / len(each):.1f} %" for n in counts) + " |")
-
-
 def median(seconds: Iterable[float]) -> float:
     return sorted(seconds)[len(sorted(seconds)) // 2]
 
@@ -133,12 +99,13 @@ def timed(store: EditStore, prompts: Sequence[str], rounds: int = 7) -> None:
 
 
 def search(n: int, width: int) -> None:
-    keys = torch.nn.functional.normalize(torch.randn(n, 2, width), dim=-1)
+    """One product of a prompt's embedding, or of 32, with those of n facts, and the best eight."""
+    keys = torch.nn.functional.normalize(torch.randn(n, width), dim=-1)
     for prompts in (1, 32):
         took = []
         for _ in range(7):
             begun = time.perf_counter()
-            _matches(keys[:prompts], keys, 0.5)
+            (keys[:prompts] @ keys.T).topk(8, dim=1)
             took.append(time.perf_counter() - begun)
         print(f"search among {n} facts: {1000 * median(took):.1f} ms for {prompts} prompts, {keys.nbytes / 1e6:.0f} MB")
 
@@ -150,30 +117,19 @@ def main() -> None:
     )
     parser.add_argument("--data", required=True)
     parser.add_argument("--calibrate", type=int, default=300, help="facts that the routing is calibrated on")
-    parser.add_argument("--index", type=int, default=0, help="facts to route among, if more than have edits")
-    parser.add_argument("--last", type=float, help="fix the weight of the last token's state")
-    parser.add_argument("--question-marks", action="store_true", help="end every probe with a question mark")
-    parser.add_argument("--only", choices=["routing", "scores", "time"], help="one part of the report alone")
+    parser.add_argument("--encoder", default=DEFAULT, help="short name, hub id or folder; base: the model's own states")
+    parser.add_argument("--only", choices=["scores", "time"], help="one part of the report alone")
     args = parser.parse_args()
     loaded = loredit.load_model("smollm2-135m")
-    edited = EditStore(loaded.model, loaded.tokenizer)
-    edited.add(Edits.load(args.edits, loaded.model, loaded.tokenizer))
-    indexed = loredit.load_facts(args.data).facts[: max(len(edited), args.index)]
-    facts = indexed[: len(edited)]
-    if [fact.case_id for fact in facts] != edited.case_ids:
-        raise SystemExit(f"error: {args.edits} does not hold the edits of the first {len(edited)} facts of {args.data}")
+    store = EditStore(loaded.model, loaded.tokenizer, encoder=args.encoder, calibrates=False)
+    store.add(loredit.load_edits(args.edits, loaded.model, loaded.tokenizer))
+    facts = loredit.load_facts(args.data).facts[: len(store)]
+    if [fact.case_id for fact in facts] != store.case_ids:
+        raise SystemExit(f"error: {args.edits} does not hold the edits of the first {len(store)} facts of {args.data}")
     file = sum(path.stat().st_size for path in args.edits.iterdir())
-    print(f"{len(edited)} edits: {edited.nbytes / 1e6:.1f} MB in memory, {file / 1e6:.1f} MB in files")
-    if args.last is not None:
-        _store._LAST = (args.last,)
-    edited.calibrate(indexed[: args.calibrate])
-    store = Indexed(edited, indexed)
-    if args.only in (None, "routing"):
-        rows = probes(indexed)
-        if args.question_marks:
-            rows = [(i, kind, f"{prompt.rstrip('?')}?", answer) for i, kind, prompt, answer in rows]
-        routing(store, indexed, rows)
+    print(f"{len(store)} edits: {store.nbytes / 1e6:.1f} MB in memory, {file / 1e6:.1f} MB in files")
     if args.only in (None, "scores"):
+        store.calibrate(facts[: args.calibrate])
         rows = probes(facts)
         through = scores(store, rows)
         print("| | success | generalization | locality |\n|---|---|---|---|")
@@ -182,8 +138,8 @@ def main() -> None:
                 numbers = (mean(rows, through, kind, some) for kind in ("success", "generalization", "locality"))
                 print(f"| {name} ({len(some)}) | " + " | ".join(f"{x:.1f}" for x in numbers) + " |")
     if args.only in (None, "time"):
-        timed(edited, [fact.prompt for fact in facts])
-        search(100_000, loaded.model.config.hidden_size)
+        timed(store, [fact.prompt for fact in facts])
+        search(100_000, store.router.encoder.width)
 
 
 if __name__ == "__main__":

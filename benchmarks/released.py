@@ -30,7 +30,7 @@ store = loredit.EditStore.load(sys.argv[1], loaded.model, loaded.tokenizer)
 facts = loredit.load_facts(sys.argv[2]).facts[:24]
 prompts = [text for f in facts for text in (f.prompt, *f.rephrase_prompts)]
 prompts += [probe.prompt for f in facts for group in f.locality.values() for probe in group]
-print(json.dumps([[f.case_id for f in store.facts[e]] if e >= 0 else [] for e in store.route(prompts)]))
+print(json.dumps([[r.fact.case_id] if r.fact else [] for r in store.route(prompts)]))
 """
 
 

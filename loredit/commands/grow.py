@@ -141,9 +141,7 @@ def fresh(manifest: Manifest, facts: Sequence[Fact]) -> list[Fact]:
         if same is not None and same.target_new == fact.target_new:
             continue
         if same is not None:
-            faults.append(
-                f"{fact.prompt!r} is {same.target_new!r} there (case {same.case_id}), not {fact.target_new!r}"
-            )
+            faults.append(f"{fact.prompt!r} -> {fact.target_new!r} is {same.target_new!r} in case {same.case_id}")
         elif fact.case_id in held and not fact.case_id.isdigit():
             faults.append(f"case {fact.case_id} is there: {held[fact.case_id].prompt!r}")
         elif fact.case_id.isdigit() and fact.case_id in taken:

@@ -117,7 +117,7 @@ def _one(manifest: Manifest, edit: int, place: int) -> None:
         ("learned", learned),
         ("steps", steps),
         ("loss", loss),
-        ("edit", f"{edit} of {len(manifest.facts)}" + (f", with {', '.join(others[:5])}" if others else "")),
+        ("edit", f"{edit + 1} of {len(manifest.facts)}" + (f", with {', '.join(others[:5])}" if others else "")),
     ]
     for name, value in rows:
         if value:

@@ -106,7 +106,7 @@ class Router:
         self._keys = torch.zeros(0, encoder.width)
         self._relations = torch.zeros(0, encoder.width)
         given = calibration or _SHIPPED.get(encoder.name)
-        self.calibration = given or fitted(encoder, samples())
+        self.calibration = given or fitted(encoder, samples(), beside=())
 
     def __len__(self) -> int:
         """Number of facts."""
@@ -167,6 +167,8 @@ class Router:
         shape = (len(facts), self.encoder.width)
         if faults := [f"{n}: {tuple(t.shape)}, not {shape}" for n, t in tensors.items() if t.shape != shape]:
             raise ValueError("; ".join(faults))
+        if missing := self.tensors().keys() - tensors.keys():
+            raise ValueError(f"{', '.join(sorted(missing))}: missing")
         self._keep(facts, edits, tensors["keys"], tensors["relations"])
 
     def route(self, prompts: Sequence[str]) -> list[Route]:
@@ -185,7 +187,7 @@ class Router:
         self,
         facts: Sequence[Fact],
         *,
-        beside: Sequence[Fact] = (),
+        beside: Sequence[Fact] | None = None,
         strays: float = 0.05,
         wrong: float = 0.015,
     ) -> None:
@@ -194,8 +196,9 @@ class Router:
         Args:
             facts: facts like those to be kept. Where the router holds all of them, they are looked for among all that
                 it holds.
-            beside: other facts whose rephrasings and probes the weights are fitted to as well; the samples by default
-                where ``facts`` have no probes.
+            beside: other facts whose rephrasings and probes the weights are fitted to as well, so that one kind of
+                probe does not make all of them; the samples if not given. Their probes set the threshold where
+                ``facts`` have none.
             strays: the share of the probes that may be routed.
             wrong: the share of the rephrasings that may go to an edit with another answer.
 
@@ -285,7 +288,7 @@ def fitted(
     facts: Sequence[Fact],
     *,
     among: Router | None = None,
-    beside: Sequence[Fact] = (),
+    beside: Sequence[Fact] | None = None,
     strays: float = 0.05,
     wrong: float = 0.015,
 ) -> Calibration:
@@ -297,8 +300,8 @@ def fitted(
         among = Router(encoder, start)
         among.add(facts)
     sets = [(among, among.questions(facts))]
-    if beside or not sets[0][1].alone:
-        beside = beside or samples()
+    beside = samples() if beside is None or not sets[0][1].alone else beside
+    if beside:
         router = Router(encoder, start)
         router.add(beside)
         sets.append((router, router.questions(beside)))

@@ -36,7 +36,7 @@ from ..engine.storage.manifest import (
 from ..engine.storage.packed import Stored, dense, joined, packed, taken
 from .calibration import Calibration
 from .encoder import BASE, DEFAULT, SentenceEncoder, encoder_of
-from .routing import Route, Router, background, samples
+from .routing import Route, Router, background
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ class EditStore:
             return
         usable = [f for facts in self._facts for f in facts if f.rephrase_prompts and f.locality]
         if len(usable) >= max(_ENOUGH, 2 * self._fitted_to):
-            self._router.calibrate(_spread(usable, _MOST), beside=samples())
+            self._router.calibrate(_spread(usable, _MOST))
             self._fitted_to = len(usable)
 
     def route(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[Route]:

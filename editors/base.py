@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -305,12 +305,9 @@ class Edits:
         one = isinstance(rows, (int, str))
         named = [rows] if isinstance(rows, (int, str)) else rows
         indices = [self.index(row) if isinstance(row, str) else row for row in named]  # Rows knows which there are
-        with self.patch.attached(model, Rows(indices, len(self), model.device)), seen_by_compiled_code():
-            if one:
-                yield
-            else:
-                with rows_counted(model, len(named)):
-                    yield
+        counted = nullcontext() if one else rows_counted(model, len(named))  # before the patch sees a batch
+        with counted, self.patch.attached(model, Rows(indices, len(self), model.device)), seen_by_compiled_code():
+            yield
 
     def num_trainable_parameters(self) -> int:
         """Numbers that one edit consists of."""
@@ -324,7 +321,7 @@ class Edits:
         """A copy of the model with an edit in its weights. Refused while edits are attached to the model."""
         i = self.index(edit)
         if not isinstance(self.patch, WeightPatch):
-            raise TypeError(f"{self.editor.name()} is no change of weights and cannot be merged; use `edits.on(...)`")
+            raise EditsError(f"{self.editor.name()} is no change of weights and cannot be merged; use `edits.on(...)`")
         if error := self.outcomes[i].error:
             raise ValueError(f"edit {edit!r} failed and changes nothing: {error}")
         check_free(self.editor.model, "merge")  # the copy would have the hooks too, and no one to take them off

@@ -68,7 +68,8 @@ def apply(
 
         with locked(folder):
             _may_write(folder, resume)  # again, now that nobody else writes
-            method = editors.editor(editor, hparams, model=model, seed=seed, device=device, dtype=dtype, **overrides)
+            where = model or overrides.pop("model", None)
+            method = editors.editor(editor, hparams, model=where, seed=seed, device=device, dtype=dtype, **overrides)
             facts = loaded_facts.facts[:limit]
             with unfinished(folder, resume) as checkpoint:
                 if mode is Mode.batch:

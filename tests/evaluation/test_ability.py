@@ -97,11 +97,11 @@ def test_a_store_answers_each_question_with_the_edit_that_it_is_about(facts, tok
     store.calibrate(facts)
     questions = [Question(fact.prompt, (fact.target_new, "nothing of it"), 0) for fact in facts]
     routed = store.route([q.text for q in questions])
-    assert any(edit >= 0 for edit in routed)
+    assert any(route.edit >= 0 for route in routed)
     both = evaluate(model, tokenizer, task(*questions), edited=store.on)
     each = []
-    for question, edit in zip(questions, routed, strict=True):
-        one = evaluate(model, tokenizer, task(question), edited=lambda ids, e=edit: edits.on(e))
+    for question, route in zip(questions, routed, strict=True):
+        one = evaluate(model, tokenizer, task(question), edited=lambda ids, e=route.edit: edits.on(e))
         each.append(one["acc"].after)
     assert both["acc"].after == pytest.approx(sum(each) / len(each))
 

@@ -472,12 +472,13 @@ def test_comparison_is_paired_case_by_case_and_not_by_position():
         return [fact(probe("rewrite", seen(marks[case])), case_id=case) for case in order]
 
     a = run("xyzu", {"x": "1000", "y": "1100", "z": "1110", "u": "1111"})
-    b = run("zyxv", {"x": "1100", "y": "1110", "z": "1111", "v": "0000"})
+    b = run("zyxv", {"x": "1100", "y": "1110", "z": "1110", "v": "0000"})
     comparison = compare(a, b)
     result = comparison.metrics["edit_success"]
     assert (comparison.common, comparison.unpaired, result.pairs) == (3, 2, 3)
-    assert (result.a, result.b, result.difference) == (50, 75, 25)
-    assert (result.low, result.high) == (25, 25)  # every pair differs by the same: unpaired, it would be wide
+    assert (result.a, result.b, result.difference) == pytest.approx((50, 200 / 3, 50 / 3))
+    # No pair differs by more than 25, nor the other way: unpaired, it would be wide.
+    assert 0 <= result.low <= result.high <= 25
 
 
 def test_comparison_leaves_out_cases_that_failed_in_either_run_and_says_which():
@@ -503,7 +504,10 @@ def test_comparison_of_a_run_with_itself_is_zero():
     facts = random_facts(20)
     comparison = compare(facts, facts)
     assert comparison.metrics.keys() == summarise(facts).metrics.keys()
-    assert all((each.difference, each.low, each.high) == (0, 0, 0) for each in comparison.metrics.values())
+    for each in comparison.metrics.values():
+        # Of other facts some could differ, as far as so few can tell: the same way in both directions.
+        assert each.difference == 0
+        assert each.low is None or each.low == -each.high
 
 
 def test_comparison_refuses_a_case_that_stands_twice():

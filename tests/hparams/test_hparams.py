@@ -90,7 +90,7 @@ def test_every_fault_of_a_file_is_reported_at_once(tmp_path):
         editors.settings("lora", path)
     message = str(caught.value)
     assert message.startswith(f"{path}: 6 fault(s)")
-    assert "rnk: unknown; there are model, " in message
+    assert "rnk: unknown; there are " in message
     assert "alpha: missing (The change is scaled by alpha / rank)" in message
     assert "lr: Input should be greater than 0, got -1" in message
     assert "sites.1: Input should be 'query', 'key'" in message

@@ -215,15 +215,18 @@ app(sys.argv[1:])
 def test_an_apply_killed_at_its_very_end_leaves_nothing_to_resume(made, tmp_path, monkeypatch):
     (tmp_path / "facts.json").write_text(json.dumps(FACTS))
     common = ("--data", tmp_path / "facts.json", "--hparams", made / "roselora.yaml", "--dtype", "float32")
+    (tmp_path / "more.json").write_text(json.dumps([{"case_id": "sky", "prompt": "The sky is", "target_new": "green"}]))
     rmtree = shutil.rmtree
 
     def killed(path, ignore_errors=False):
         rmtree(path, ignore_errors) if ignore_errors else sys.exit(9)
 
     with monkeypatch.context() as patched:
-        patched.setattr("loredit.commands.apply.shutil.rmtree", killed)
+        patched.setattr("loredit.commands.unfinished.shutil.rmtree", killed)
         run("apply", tmp_path / "out", *common, code=9)
-    run("apply", tmp_path / "out", *common)
+    shown = run("show", tmp_path / "out")
+    assert "2 edits" in shown, "all was there when it was killed"
+    run("add", tmp_path / "out", "--data", tmp_path / "more.json")
     assert [p.name for p in (tmp_path / "out").iterdir() if p.is_dir()] == []
 
 

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 import tiny
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 from typer.testing import CliRunner
 
 from loredit import editors
@@ -15,7 +23,7 @@ from loredit import hparams as presets
 from run_edit import app
 
 FOLDER = Path(presets.__file__).parent
-MODELS = ("gpt2", "gpt2-xl", "smollm2")
+MODELS = ("gpt2", "gpt2-medium", "gpt2-xl", "gptj", "smollm2")
 NARROW = {"compacter": ("--set", "reduction_factor=4")}  # values that go with a real width alone
 SHIPPED = sorted(path.relative_to(FOLDER) for name in editors.available() for path in (FOLDER / name).glob("*.yaml"))
 
@@ -24,8 +32,11 @@ def _small(name: str) -> PreTrainedModel:
     """As deep as the named model, and hardly wide at all."""
     ids = {"vocab_size": 257, "eos_token_id": tiny.END}
     if name.startswith("gpt2"):
-        blocks = 48 if name == "gpt2-xl" else 12
+        blocks = {"gpt2-medium": 24, "gpt2-xl": 48}.get(name, 12)
         return GPT2LMHeadModel(GPT2Config(n_layer=blocks, n_embd=16, n_head=2, n_positions=tiny.CONTEXT, **ids))
+    if name == "gptj":
+        shape = {"n_layer": 28, "n_embd": 16, "n_head": 2, "n_positions": tiny.CONTEXT, "rotary_dim": 4}
+        return GPTJForCausalLM(GPTJConfig(**shape, bos_token_id=None, **ids))
     shape = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
     return LlamaForCausalLM(LlamaConfig(num_hidden_layers=30, max_position_embeddings=tiny.CONTEXT, **shape, **ids))
 

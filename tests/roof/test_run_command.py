@@ -30,7 +30,11 @@ def test_the_command_line_edits_standard_input_one_after_another(place: Path) ->
     sequential = ["--mode", "sequential", "--checkpoints", "1", "--perplexity-text", "facts.json"]
     done = _command(*options, *sequential, stdin=rows)
     assert done.returncode == 0, done.stderr
-    for words in ("lora on 2 facts, mode sequential", "perplexity (unedited)", "line 3, record 1: target_new: is mis"):
+    for words in (
+        "lora on 2 facts, mode sequential",
+        "Perplexity of the",
+        "line 3, record 1: target_new: is mis",
+    ):
         assert words in done.stderr + done.stdout
     (record,) = place.glob(f"results/*/{runs.RUN}")
     assert json.loads(record.read_text())["checkpoints"] == [1, 2]

@@ -34,9 +34,8 @@ def edits(tmp_path_factory: pytest.TempPathFactory, facts: tuple[Fact, ...]) -> 
 @pytest.fixture
 def folder(edits: Edits, tmp_path: Path) -> Path:
     """A store in which a fact's own prompt finds its edit, and hardly any other does."""
-    store = EditStore(edits.editor.model, tiny.tokenizer())
+    store = EditStore(edits.editor.model, tiny.tokenizer(), encoder="base")
     store.add(edits)
-    store.routing = store.routing.model_copy(update={"threshold": 0.999})
     store.save(tmp_path / "edits")
     return tmp_path / "edits"
 

@@ -23,8 +23,8 @@ from loredit.evaluation.scoring import evaluate
 def test_memory_is_measured_on_one_edit(model, tokenizer, facts, monkeypatch):
     editor = methods.editor("lora", model, tokenizer)
     short, long = (editor.lesson([fact]) for fact in (facts[4], facts[3]))
-    assert memory.bytes_per_edit(editor, long) > 1.5 * memory.bytes_per_edit(editor, short)
-    need = memory.bytes_per_edit(editor, long)
+    assert editor.bytes_per_edit(long) > 1.5 * editor.bytes_per_edit(short)
+    need = editor.bytes_per_edit(long)
     for free, edits in ((2 * 7.5 * need, 7), (1, 1), (1e15, memory._MOST.cpu)):
         monkeypatch.setattr(memory, "free_memory", lambda device, free=free: free)
         assert memory.edits_that_fit(editor, long) == edits
@@ -39,7 +39,7 @@ def test_the_peak_of_training_is_what_an_edit_was_measured_to_need(method, token
     peaks = [_peak(lambda n=n: train(editor, editor.fresh(range(n)), [one] * n)) for n in (4, 12)]
     measured = (peaks[1] - peaks[0]) / 8
     # The allocator also sees what lives for one operation only; the estimate may be up to twice as cautious.
-    assert 0.5 * measured <= memory.bytes_per_edit(editor, one) <= 2 * measured
+    assert 0.5 * measured <= editor.bytes_per_edit(one) <= 2 * measured
 
 
 def test_memory_is_flat_however_many_facts_stream_through(tokenizer, facts):
@@ -86,7 +86,7 @@ def test_memory_that_does_not_suffice_for_measuring_is_one_edit_at_once(model, t
     def full(*_: Any) -> int:
         raise MemoryError
 
-    monkeypatch.setattr(memory, "bytes_per_edit", full)
+    monkeypatch.setattr(type(editor), "bytes_per_edit", full)
     assert memory.edits_that_fit(editor, editor.lesson(facts[:1])) == 1
 
 

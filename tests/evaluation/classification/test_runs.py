@@ -31,6 +31,7 @@ from loredit.engine.model.loading import load as load_model
 from loredit.engine.model.sites import head, sites
 from loredit.engine.settings import TrainedHparams
 from loredit.evaluation.classification import runs
+from loredit.evaluation.tuning import methods as tuning_methods
 from loredit.evaluation.tuning.examples import Encoder
 from loredit.evaluation.tuning.side_by_side import Below, SideBySide, fresh_head
 from loredit.evaluation.tuning.training import TrainingError, scored
@@ -326,7 +327,7 @@ PRESETS = sorted(path.name for path in (Path(presets.__file__).parent / "classif
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_shipped_preset_is_valid_opens_with_its_command_and_fits_its_model(name):
     editor = Path(name).stem
-    settings = runs._settings(editor, editor, {})
+    settings = tuning_methods.settings(editor, "classification", None, {}, (runs.FULL, runs.PROBE))
     text = (Path(presets.__file__).parent / "classification" / name).read_text()
     command = f"# loredit classify --task mrpc --editor {editor}"
     assert text.splitlines()[0] == command
@@ -344,4 +345,5 @@ def _minilm() -> LoadedModel:
 
 
 def test_there_is_a_preset_for_every_method():
-    assert [Path(name).stem for name in PRESETS] == sorted([*editors.available(), runs.FULL, runs.PROBE])
+    trained = [name for name in editors.available() if issubclass(editors.find(name), editors.TrainedEditor)]
+    assert [Path(name).stem for name in PRESETS] == sorted([*trained, runs.FULL, runs.PROBE])

@@ -45,6 +45,7 @@ from ..engine.training.loop import train
 from ..engine.training.memory import bytes_in_training
 from ..engine.training.solving import Solver, Values, independent, joint
 from ..engine.training.together import together
+from ..engine.training.turns import Turner, turned, turned_each
 
 NO_FACTS = "an edit carries at least one fact; the list is empty"
 
@@ -238,6 +239,38 @@ class SolvedEditor(Editor, Solver, ABC):
     @final
     def bytes_per_edit(self, lesson: Lesson) -> int:
         return Values(self).bytes_per_edit(lesson)  # what is solved for is small beside what training keeps
+
+
+class TurnedEditor(Editor, Turner, ABC):
+    """A method whose change of weights follows from one backward pass over facts, in closed form.
+
+    It says what such a turn asks of one site (:meth:`~..engine.training.turns.Turner.turn`).
+    """
+
+    merges = True
+
+    @final
+    def learn(
+        self, lessons: Sequence[Lesson], seeds: Sequence[int], progress: Progress | None = None
+    ) -> tuple[Patch, list[Outcome]]:
+        return turned_each(self, lessons, seeds)
+
+    @final
+    def carry(
+        self,
+        facts: Sequence[Fact],
+        seed: int,
+        before: Patch | None = None,
+        earlier: Sequence[Fact] = (),
+        progress: Progress | None = None,
+    ) -> tuple[Patch, Outcome]:
+        return turned(self, facts, seed, before, progress)  # what it needs of earlier facts is in the patch
+
+    @final
+    def bytes_per_edit(self, lesson: Lesson) -> int:
+        # A pass is of a fixed size; an edit adds its inputs, gradients and factors, some of them in float64.
+        predictions = sum(len(row.wanted) for row in lesson.answers)
+        return 4 * 8 * predictions * sum(site.inputs + site.outputs for site in self.sites)
 
 
 @dataclass(frozen=True, repr=False)

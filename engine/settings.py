@@ -131,11 +131,15 @@ class SolvedHparams(StepHparams, StatisticsHparams):
     )
 
 
-class SiteHparams(TrainedHparams):
-    """Hyper-parameters of a method that sits on linear maps of the model."""
+class Sited(BaseModel):
+    """Which linear maps of the model a method sits on."""
 
     sites: Annotated[list[Role], Field(min_length=1)] = Field(description="Which linear maps of a block, by role")
     layers: Layers = Field("all", description='Which blocks: a list, a range such as "20-24", or "all"')
+
+
+class SiteHparams(TrainedHparams, Sited):
+    """Hyper-parameters of a trained method that sits on linear maps of the model."""
 
 
 class WeightHparams(SiteHparams, StatisticsHparams):
@@ -147,3 +151,9 @@ class WeightHparams(SiteHparams, StatisticsHparams):
         description="Train on inputs whitened by their second moments, with this share of their mean added; null: as "
         "they are. A change is then small on what the model often sees, and large on what a fact brings",
     )
+
+
+class TurnHparams(Hparams, Sited):
+    """Hyper-parameters of a closed form that takes one backward pass for so many facts."""
+
+    batch_size: int = Field(100, gt=0, description="Facts of one turn, in an edit with many facts")

@@ -31,6 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "rome": _SOLVED | {"layers": [1]},
     "roselora": _LOW_RANK | {"tau": 0.3, "beta": 0.8, "t_i": 0.1, "t_f": 0.4},
     "simplexlora": _LOW_RANK | {"omega_lr": 2},
+    "ultraedit": _SITES | {"lr": 0.02, "contexts": 2},
 }
 
 # Schedules that are given in steps, fitted to the number of them.
@@ -42,9 +43,12 @@ SCHEDULES: dict[str, Callable[[int], dict[str, Any]]] = {
 
 def hparams(method: str, **changes: Any) -> Hparams:
     """The method's hyper-parameters for the tiny models, eight steps unless ``changes`` say otherwise."""
+    cls = editors.find(method).Hparams
     values = {"model": "tiny", "steps": 8} | METHODS[method] | changes
     schedule = SCHEDULES[method](values["steps"]) if method in SCHEDULES else {}
-    return editors.find(method).Hparams(**schedule | values)
+    if "steps" not in cls.model_fields:  # it is solved in one
+        del values["steps"]
+    return cls(**schedule | values)
 
 
 def editor(method: str, model: Any, tokenizer: Any, *, seed: int = 0, **changes: Any) -> Editor:

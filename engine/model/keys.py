@@ -1,29 +1,33 @@
-"""Keys and values of facts: what a site gets, and what a module gives, at one token of each text.
+"""Keys and values of facts: what sites get, what modules give, and what a loss asks of them, at single tokens.
 
 A fact's key is the mean over contexts of the site's input at the last token of its subject (ROME,
 https://arxiv.org/abs/2202.05262). Where that token stands is the encoder's affair
 (:meth:`~.encoding.Encoder.answered`, ``marked``).
 
-Shapes: N texts, I/O a module's input/output width.
+Shapes: N texts, K predicted tokens of all texts, I/O a module's input/output width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..devices import Budget
-from .encoding import chunks, padded
+from .attention import trainable_attention
+from .encoding import Batch, Encoded, chunks, padded
 from .generation import Attach
-from .passes import frozen, seen
+from .passes import frozen, logits_at, seen, taped
 from .sites import Site
 
-# Padded tokens of one pass, which keeps nothing for a backward one.
+# Padded tokens of one pass: of one that keeps nothing for a backward pass, and of one that does.
 _TOKENS = Budget(cpu=2048, mps=8192, accelerator=1 << 16)
+_KEPT_TOKENS = Budget(cpu=512, mps=4096, accelerator=1 << 14)
 
 
 def inputs_at(
@@ -74,3 +78,57 @@ def states_at(
             parts.append([t[torch.arange(len(rows), device=model.device), last] for t in states])
     back = torch.tensor(order, device=model.device).argsort()
     return [torch.cat(same)[back] for same in zip(*parts, strict=True)]
+
+
+class Gradients(NamedTuple):
+    """What a loss asks of sites where the tokens of answers are predicted."""
+
+    rows: Tensor  # (K,), the text of each prediction
+    losses: Tensor  # (N,), each text's mean negative log-likelihood
+    inputs: list[Tensor]  # (K, I) of each site
+    gradients: list[Tensor]  # (K, O) of each site, of the loss in what the site gives
+
+
+def gradients_at(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    rows: Sequence[Encoded],
+    attach: Attach = lambda rows: nullcontext(),
+) -> Gradients:
+    """What sites get, and how the loss depends on what they give, at the places that predict the answers' tokens.
+
+    Args:
+        model: any known family.
+        sites: linear maps.
+        rows: texts with their answers; each text's loss is by itself.
+        attach: as in :func:`inputs_at`.
+
+    Returns:
+        All predictions, those of a text together and in order, texts in the order of ``rows``.
+    """
+    modules = [model.get_submodule(site.name) for site in sites]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    owners, losses, inputs, gradients = [], [], [], []
+    with frozen(model), trainable_attention(model):
+        for part in chunks(order, [len(rows[i].ids) for i in order], _KEPT_TOKENS.on(model.device)):
+            batch = Batch.of([rows[i] for i in part], model.device)
+            with attach(part), taped(modules) as tape:
+                logits = logits_at(model, batch.ids, batch.at)
+            nll = F.cross_entropy(
+                logits.to(torch.promote_types(torch.float32, logits.dtype)), batch.labels, reduction="none"
+            )
+            loss = batch.table(nll).sum(1) / batch.table.counts
+            asked = torch.autograd.grad(loss.sum(), [y for _, y in tape])
+            places = batch.at[0] * batch.ids.shape[1] + batch.at[1]
+            inputs.append([x.flatten(0, -2)[places] for x, _ in tape])
+            gradients.append([g.flatten(0, -2)[places] for g in asked])
+            owners.append(torch.tensor(part, device=model.device)[batch.at[0]])
+            losses.append(loss.detach())
+    owner = torch.cat(owners)
+    back = owner.argsort(stable=True)
+    return Gradients(
+        owner[back],
+        torch.cat(losses)[torch.tensor(order, device=model.device).argsort()],
+        [torch.cat(same)[back] for same in zip(*inputs, strict=True)],
+        [torch.cat(same)[back] for same in zip(*gradients, strict=True)],
+    )

@@ -159,6 +159,28 @@ def seen(
 
 
 @contextmanager
+def taped(modules: Sequence[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Collects what modules get and what they give, edits included, in the one forward pass inside; the loss can be
+    differentiated in what they give."""
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    tape: list[tuple[Tensor, Tensor]] = []
+
+    def note(place: int) -> Callable[..., None]:
+        def noted(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if not output.requires_grad:  # nothing below it does, in a frozen model
+                output.requires_grad_()
+            seen[place] = args[0].detach(), output
+
+        return noted
+
+    with ExitStack() as stack:
+        for place, module in enumerate(modules):
+            stack.callback(module.register_forward_hook(note(place)).remove)
+        yield tape
+        tape += [seen[place] for place in range(len(modules))]
+
+
+@contextmanager
 def replayed(model: nn.Module, layer: int, hidden: Tensor) -> Iterator[None]:
     """Block ``layer`` gets ``hidden``; the blocks below, unchanged since :func:`recorded`, are skipped."""
     below = [block for depth, block in enumerate(blocks(model)) if depth < layer]

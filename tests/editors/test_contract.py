@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -23,11 +24,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loredit import editors
 from loredit.data import Fact
-from loredit.editors import Editor, Edits, Patch, TrainedEditor, WeightPatch, base
+from loredit.editors import Editor, Edits, Patch, TrainedEditor, WeightPatch
 from loredit.engine.model.generation import continuations
 from loredit.engine.patches.adam import Adam
 from loredit.engine.storage.manifest import EditsError
-from loredit.engine.training import solving
 from loredit.engine.training.loop import Work
 from loredit.evaluation.scoring import evaluate
 
@@ -86,7 +86,7 @@ def edits(editor: Editor, some: Sequence[Fact]) -> Edits:
 def stopped(method: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> Edits:
     """Four facts, of which some stop early; one has no subject and so no prompts whose predictions are held."""
     kl = {"kl_weight": 0.2, "kl_prompts": ("{} is a", "The {} was"), "kl_positions": "all"}
-    return bound(method, model, tokenizer, steps=20, stop_at=0.04, **kl).edit_each(facts[1:])
+    return bound(method, model, tokenizer, **known(method, steps=20, stop_at=0.04, **kl)).edit_each(facts[1:])
 
 
 def values(edits: Edits, e: int) -> dict[str, Tensor]:
@@ -164,7 +164,9 @@ def test_another_fact_leaves_the_other_edits(editor, some, edits):
         assert_same(values(edits, e), values(after, e))
 
 
-def test_stopping_early_together_is_stopping_alone(stopped):
+def test_stopping_early_together_is_stopping_alone(method, stopped):
+    if not known(method, stop_at=0.04):
+        pytest.skip("it takes no steps")
     steps = [outcome.steps for outcome in stopped.outcomes]
     assert min(steps) < 20, "some edit is to stop early"
     assert len({*steps}) > 1, "edits are to stop at different times"
@@ -274,7 +276,10 @@ def test_after_detaching_logits_are_bit_identical(model, family, tokenizer, edit
 
 @pytest.mark.parametrize("where", ["inside the model", "in the optimizer"])
 def test_the_model_is_left_as_it_was_when_training_breaks_off(where, method, family, tokenizer, some, monkeypatch):
-    model, calls = tiny.model(family), itertools.count()
+    steps = known(method, steps=3)
+    if where == "in the optimizer" and not steps:
+        pytest.skip("it takes no steps")
+    model, calls = tiny.model(family), itertools.count(0 if steps else 2)  # the third step, or the only pass
     head = model.get_output_embeddings()
 
     def breaking(run: Any) -> Any:
@@ -436,14 +441,16 @@ def test_a_fact_the_model_cannot_compute_leaves_the_others(method, family, token
     sick = Fact(case_id="sick", prompt="A tilde ~ is", subject="tilde ~", target_new="poison")
     editor = bound(method, model, tokenizer)
     mixed, expected = editor.edit_each([some[0], sick, some[1]]), editor.edit_each(some[:2])
-    assert mixed.outcomes[1].error == "the loss became nan at step 0; a lower lr may help"
+    assert re.match("the loss (became nan at step 0; a lower lr may help|is nan)", mixed.outcomes[1].error)
     assert all(t.isfinite().all() for t in mixed.patch.lasting().values())
     for e in (0, 1):
         assert mixed.outcomes[2 * e].error is None
         assert_same(values(mixed, 2 * e), values(expected, e))
 
 
-def test_a_loss_that_becomes_nan_leaves_the_others(editor, some, edits, monkeypatch):
+def test_a_loss_that_becomes_nan_leaves_the_others(method, editor, some, edits, monkeypatch):
+    if not known(method, steps=STEPS):
+        pytest.skip("it takes no steps")
     losses = Work.losses
 
     def poisoned(work: Work) -> tuple[Tensor, Tensor]:
@@ -470,18 +477,18 @@ def test_a_loss_that_becomes_nan_leaves_the_others(editor, some, edits, monkeypa
 
 
 def test_out_of_memory_halves_the_batch(editor, some, edits, monkeypatch, caplog):
-    loop = base if isinstance(editor, TrainedEditor) else solving
-    train, sizes = loop.train, []
+    learn, sizes = type(editor).learn, []
 
-    def small(editor: Any, patch: Any, lessons: Any, progress: Any = None) -> Any:
+    def small(editor: Any, lessons: Any, seeds: Any, progress: Any = None) -> Any:
         sizes.append(len(lessons))
         if len(lessons) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return train(editor, patch, lessons, progress)
+        return learn(editor, lessons, seeds, progress)
 
-    monkeypatch.setattr(loop, "train", small)
+    monkeypatch.setattr(type(editor), "learn", small)
     halved = editor.edit_each(some, edits_at_once=3)
-    assert sizes == [3, 1, 1, 1]
+    assert sizes[0] > 1  # texts of like length at a time
+    assert sizes[1:] == [1, 1, 1]
     assert [record.getMessage() for record in caplog.records] == ["out of memory with 3 edits at once; going on with 1"]
     for e in range(3):
         assert_same(values(halved, e), values(edits, e))

@@ -8,7 +8,7 @@ INSTALLED := .venv/installed
 .PHONY: demo test check faults nightly clean
 
 demo: $(INSTALLED)
-	$(BIN)/python run_edit.py --editor roselora --hparams smollm2.yaml
+	$(BIN)/python run_edit.py --editor roselora --hparams smollm2.yaml --limit 48
 
 # One thread for each of the processes that share the tests.
 test: $(INSTALLED)

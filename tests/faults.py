@@ -302,8 +302,8 @@ FAULTS = (
     Fault(
         "a hook stays behind",
         BRANCHES,
-        "stack.callback(after(model.get_submodule(site.name), hook(branch)).remove)",
-        "after(model.get_submodule(site.name), hook(branch))",
+        "stack.callback(after(model.get_submodule(site.name), hook(i, branch)).remove)",
+        "after(model.get_submodule(site.name), hook(i, branch))",
         (f"{CONTRACT}test_after_detaching_logits_are_bit_identical[lora, gpt2]",),
     ),
     Fault(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .sites import blocks, roles, sites
+from .sites import blocks, returned, roles, sites
 
 
 @contextmanager
@@ -195,12 +195,12 @@ def replayed(model: nn.Module, layer: int, hidden: Tensor) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(blocks(model)[layer].register_forward_pre_hook(swap, with_kwargs=True).remove)
         for block in below:
-            stack.enter_context(_forwarded(block, lambda hidden_states, *_, **__: hidden_states))
+            stack.enter_context(_forwarded(block, lambda hidden_states, *_, **__: returned(model, hidden_states)))
         yield
 
 
 @contextmanager
-def _forwarded(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+def _forwarded(module: nn.Module, forward: Callable[..., Tensor | tuple[Tensor]]) -> Iterator[None]:
     """The module computes this, between its hooks."""
     own = vars(module).get("forward")  # None: the class's, as it should be
     module.forward = forward

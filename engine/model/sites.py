@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -123,6 +123,10 @@ _FAMILIES: dict[str, tuple[str, dict[str, list[str]]]] = {
 }
 
 
+_IN_A_TUPLE = ("gpt_neo", "gptj")
+"""Families whose blocks return their hidden states in a tuple, the others return them bare."""
+
+
 class SiteError(ValueError):
     """The model has no such site, layer or family; the message lists what it has."""
 
@@ -143,6 +147,11 @@ def blocks(model: nn.Module) -> nn.ModuleList:
     found = model.get_submodule(_family(model)[0])
     assert isinstance(found, nn.ModuleList)
     return found
+
+
+def returned(model: nn.Module, hidden: Tensor) -> Tensor | tuple[Tensor]:
+    """Hidden states in the form in which a block of this model returns them."""
+    return (hidden,) if _model_type(model) in _IN_A_TUPLE else hidden
 
 
 def sites(model: nn.Module, roles: Sequence[str], layers: str | Iterable[int] = "all") -> list[Site]:

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from loredit.engine.model import attention, identity
 from loredit.engine.model.attention import plain_attention
 from loredit.engine.model.passes import input_of, replayed
-from loredit.engine.model.sites import blocks, roles, sites
+from loredit.engine.model.sites import blocks, returned, roles, sites
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 
@@ -32,9 +32,18 @@ def run(model: nn.Module, **more: object) -> Tensor:
         return model(input_ids=IDS, **more).logits
 
 
-def test_what_a_skipped_block_returns_is_read_by_the_next_block_alone(family):
-    """passes.replayed lets the blocks below return what they got, whatever a family's blocks return (GPT-Neo's a
-    tuple), since block ``layer`` gets another input anyway."""
+def test_a_block_returns_its_hidden_states_bare_or_in_a_tuple_as_its_family_is_said_to(family):
+    """passes.replayed lets skipped blocks return what they got, in the form that the next one expects: a bare tensor
+    in a tuple's place would lose an axis in each of them."""
+    seen = []
+    handle = blocks(family)[0].register_forward_hook(lambda _, args, out: seen.append(out))
+    run(family)
+    handle.remove()
+    assert [isinstance(out, tuple) for out in seen] == [isinstance(returned(family, IDS), tuple)]
+
+
+def test_blocks_that_are_skipped_leave_the_others_as_they_are(family):
+    """passes.replayed, with every block but the last one skipped."""
     layer = len(blocks(family)) - 1
     before, hidden = run(family), input_of(family, layer, IDS)
     with replayed(family, layer, hidden):

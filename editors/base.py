@@ -193,7 +193,7 @@ class TrainedEditor(Editor, Trained, ABC):
     def learn(
         self, lessons: Sequence[Lesson], seeds: Sequence[int], progress: Progress | None = None
     ) -> tuple[Patch, list[Outcome]]:
-        return train(self, self.begun(seeds), lessons, progress)
+        return train(self, self.begun(seeds, lessons), lessons, progress)
 
     @final
     def carry(

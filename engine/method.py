@@ -27,6 +27,7 @@ from .patches.patch import Patch
 from .progress import Progress
 from .seeds import seed_of
 from .training.lessons import Lesson, lesson
+from .training.nulls import null_directions
 
 
 class Method(ABC):
@@ -129,8 +130,9 @@ class Trained(Trainable, ABC):
     hparams: settings.TrainedHparams
 
     @final
-    def begun(self, seeds: Sequence[int], before: Patch | None = None) -> Patch:
-        """A patch to be trained: fresh, or one that goes on from ``before``; on whitened inputs where asked for."""
+    def begun(self, seeds: Sequence[int], lessons: Sequence[Lesson] = (), before: Patch | None = None) -> Patch:
+        """A patch to be trained: fresh, or one that goes on from ``before``; it sees its inputs whitened, and not at
+        all what is null in its lesson, where that is asked for."""
         patch = self.fresh(seeds)
         if before is not None:
             patch = patch.rebuilt(patch.tensors() | before.lasting())
@@ -138,6 +140,9 @@ class Trained(Trainable, ABC):
         if self.whitening is not None:
             assert isinstance(patch, WeightSitePatch), "these hyper-parameters are of patches that change weights"
             patch.whiten(self.whitening, going_on=before is not None)
+        if any(lesson.nulls for lesson in lessons):
+            assert isinstance(patch, WeightSitePatch), "these hyper-parameters are of patches that change weights"
+            patch.blind(null_directions(self.model, patch.sites, lessons, self.whitening))
         return patch
 
     @cached_property

@@ -44,6 +44,12 @@ class Hparams(BaseModel):
     contexts: int = Field(
         0, ge=0, description="Train each prompt also behind this many texts sampled from the model (as ROME does)"
     )
+    questions: bool = Field(
+        False, description="Train each prompt also as a question, where it is a statement to be completed"
+    )
+    chat_template: Literal["none", "both", "only"] = Field(
+        "none", description="Train what is asked in the model's chat template: not at all, too, or nothing else"
+    )
 
 
 class StepHparams(Hparams):
@@ -90,7 +96,10 @@ class TrainedHparams(StepHparams):
         description="Hold also what comes after the fact's own prompt with so many other subjects of its kind in it",
     )
     wordings_per_step: int | None = Field(
-        None, gt=0, description="Of a prompt and the same behind each context: so many in a step, drawn anew; null: all"
+        None,
+        gt=0,
+        description="Of a prompt's wordings (itself, behind contexts, as a question, in a chat): so many in a step, "
+        "drawn anew; null: all",
     )
     held_per_step: int | None = Field(
         None, gt=0, description="Of a fact's held predictions: so many in a step, drawn anew; null: all"
@@ -150,6 +159,17 @@ class WeightHparams(SiteHparams, StatisticsHparams):
         gt=0,
         description="Train on inputs whitened by their second moments, with this share of their mean added; null: as "
         "they are. A change is then small on what the model often sees, and large on what a fact brings",
+    )
+    acts_from: Literal["start", "subject"] = Field(
+        "start",
+        description="Where in a text a patch acts while it trains: everywhere, or from the last token of the subject "
+        "on, so that what stands before a fact is not trained on",
+    )
+    null_subjects: int = Field(
+        0,
+        ge=0,
+        description="Take from what a patch sees all that its sites get at the end of the fact's own prompt with so "
+        "many other subjects of its kind in it, so that a change has no effect there",
     )
 
 

@@ -9,11 +9,13 @@ name                   mode           per probe
 =====================  =============  =====================================================================
 edit_success           token_em       :func:`token_em` of ``target_new`` after the edited prompt
 generalization         token_em       the same after each rephrased prompt
+chat                   token_em       the same after each question in the model's chat template
 portability            token_em       the same for the answers of each portability probe
 locality               token_em       :func:`unchanged`: the edited model's argmax against the unedited one's
 locality_truth         token_em       :func:`token_em` of each locality probe's true answers
 strict_*               strict         :func:`strict`, :func:`strict_unchanged`: all of an answer's tokens at once
 generation_*           generation     :func:`generated`, :func:`generated_unchanged`: what a reader would see
+contains_*             generation     :func:`contained`: the same, with other words around the answer
 probability_*          probabilities  :func:`preferred`: the right answer is likelier than its rival
 margin_*               probabilities  :func:`margin`: by how much
 fluency                fluency        :func:`ngram_entropy` of sampled text
@@ -95,6 +97,16 @@ def generated(probe: ProbeScores, seen: Seen) -> float | None:
     if seen.generated is None:
         return None
     return float(normalise(seen.generated) in map(normalise, probe.answers))
+
+
+def contained(probe: ProbeScores, seen: Seen) -> float | None:
+    """1 if the greedy continuation holds an accepted answer, word by word, after :func:`normalise`; None where none was
+    made. Higher is better; never below :func:`generated`. A chat model's "The capital is Rome." counts.
+    """
+    if seen.generated is None:
+        return None
+    text = f" {normalise(seen.generated)} "
+    return float(any(f" {normalise(answer)} " in text for answer in probe.answers))
 
 
 def generated_unchanged(probe: ProbeScores, seen: Seen) -> float | None:
@@ -252,17 +264,20 @@ class Metric:
 METRICS = (
     Metric("edit_success", "edit success", "token_em", _averaged("rewrite", token_em), failed="rewrite"),
     Metric("generalization", "generalization", "token_em", _averaged("rephrase", token_em), failed="rephrase"),
+    Metric("chat", "chat", "token_em", _averaged("chat", token_em), failed="chat"),
     Metric("portability", "portability", "token_em", _averaged("portability", token_em)),
     Metric("locality", "locality", "token_em", _averaged("locality", unchanged, against_base=True)),
     Metric("locality_truth", "locality (truth)", "token_em", _averaged("locality", token_em)),
     Metric("strict_edit_success", "edit success", "strict", _averaged("rewrite", strict), failed="rewrite"),
     Metric("strict_generalization", "generalization", "strict", _averaged("rephrase", strict), failed="rephrase"),
+    Metric("strict_chat", "chat", "strict", _averaged("chat", strict), failed="chat"),
     Metric("strict_portability", "portability", "strict", _averaged("portability", strict)),
     Metric("strict_locality", "locality", "strict", _averaged("locality", strict_unchanged, against_base=True)),
     Metric("generation_edit_success", "edit success", "generation", _averaged("rewrite", generated), failed="rewrite"),
     Metric(
         "generation_generalization", "generalization", "generation", _averaged("rephrase", generated), failed="rephrase"
     ),
+    Metric("generation_chat", "chat", "generation", _averaged("chat", generated), failed="chat"),
     Metric("generation_portability", "portability", "generation", _averaged("portability", generated)),
     Metric(
         "generation_locality",
@@ -270,6 +285,21 @@ METRICS = (
         "generation",
         _averaged("locality", generated_unchanged, against_base=True),
     ),
+    Metric(
+        "contains_edit_success",
+        "edit success, contained",
+        "generation",
+        _averaged("rewrite", contained),
+        failed="rewrite",
+    ),
+    Metric(
+        "contains_generalization",
+        "generalization, contained",
+        "generation",
+        _averaged("rephrase", contained),
+        failed="rephrase",
+    ),
+    Metric("contains_chat", "chat, contained", "generation", _averaged("chat", contained), failed="chat"),
     Metric(
         "probability_edit_success", "edit success", "probabilities", _averaged("rewrite", preferred), failed="rewrite"
     ),

@@ -16,7 +16,7 @@ Finite = Annotated[
 ]
 """A number, or None for one that is not finite, which JSON could not say. Earlier files said NaN."""
 
-Kind = Literal["rewrite", "rephrase", "locality", "portability"]
+Kind = Literal["rewrite", "rephrase", "chat", "locality", "portability"]
 
 
 class _Record(BaseModel):

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.facts import Fact
 from ..editors.base import Edits
 from ..engine.devices import Budget
-from ..engine.model.encoding import Batch, Encoded, Encoder, EncodingError, chunks
+from ..engine.model.encoding import Batch, Encoded, Encoder, EncodingError, Prompt, chunks
 from ..engine.model.generation import Attach, TopK, continuations, greedy
 from ..engine.model.hooks import check_free
 from ..engine.model.passes import frozen, logits_at, recorded, replayed
@@ -99,12 +99,13 @@ class Job:
         self.edits, self.edit, self.fact = edits, edit, edits.facts[edit][place]
         self.share, self.report = share, report
         self.error = edits.outcomes[edit].lost.get(place, edits.outcomes[edit].error)
-        self.probes = list(_probes(self.fact, probabilities))
-        self.rows: dict[tuple[str, str], Encoded] = {}
-        self.passes: dict[tuple[str, str], tuple[Pass, Pass]] = {}  # unedited, edited
-        self.answers: dict[str, tuple[str, str]] = {}
+        self.probes: list[_Probe] = []
+        self.rows: dict[tuple[Prompt, str], Encoded] = {}
+        self.passes: dict[tuple[Prompt, str], tuple[Pass, Pass]] = {}  # unedited, edited
+        self.answers: dict[Prompt, tuple[str, str]] = {}
         self.texts: tuple[str, str] | None = None
         try:
+            self.probes = list(_probes(self.fact, edits.editor.encoder, probabilities))
             self.rows = _rows(self.probes, edits.editor.encoder)
         except EncodingError as error:
             self.error = self.error or str(error)
@@ -137,7 +138,7 @@ class Job:
         return ProbeScores(
             kind=probe.kind,
             group=probe.group,
-            prompt=probe.prompt,
+            prompt=probe.said,
             answers=probe.answers,
             base=base,
             edited=edited,
@@ -162,32 +163,39 @@ class Job:
 class _Probe:
     kind: Kind
     group: str
-    prompt: str
+    said: str
+    prompt: Prompt
     answers: tuple[str, ...]
-    contrasts: tuple[str, ...]  # none or one
+    contrasts: tuple[str, ...] = ()  # none or one
 
 
-def _probes(fact: Fact, probabilities: bool) -> Iterator[_Probe]:
-    """The fact's own prompt and rephrasings ask for the new answer; every other probe has its own."""
+def _probes(fact: Fact, encoder: Encoder, probabilities: bool) -> Iterator[_Probe]:
+    """The fact's own prompt, rephrasings and questions ask for the new answer; every other probe has its own.
+
+    Questions are asked in a chat, of a model that has a template for it. Raises EncodingError.
+    """
     old = tuple(a for a in fact.ground_truth[:1] if probabilities and a != fact.target_new)
-    yield _Probe("rewrite", "rewrite", fact.prompt, (fact.target_new,), old)
+    new = (fact.target_new,)
+    yield _Probe("rewrite", "rewrite", fact.prompt, Prompt(fact.prompt), new, old)
     for prompt in fact.rephrase_prompts:
-        yield _Probe("rephrase", "rephrase", prompt, (fact.target_new,), old)
+        yield _Probe("rephrase", "rephrase", prompt, Prompt(prompt), new, old)
+    for message in fact.chat_prompts if encoder.chats else ():
+        yield _Probe("chat", "chat", message, encoder.chat(message), new, old)
     for group, probes in fact.locality.items():
         for probe in probes:
-            new = (fact.target_new,) if probabilities and fact.target_new not in probe.answers else ()
-            yield _Probe("locality", group, probe.prompt, probe.answers, new)
+            rival = new if probabilities and fact.target_new not in probe.answers else ()
+            yield _Probe("locality", group, probe.prompt, Prompt(probe.prompt), probe.answers, rival)
     for group, probes in fact.portability.items():
         for probe in probes:
-            yield _Probe("portability", group, probe.prompt, probe.answers, ())
+            yield _Probe("portability", group, probe.prompt, Prompt(probe.prompt), probe.answers)
 
 
 def rows_of(fact: Fact, encoder: Encoder, *, measures: Collection[Measure] = ()) -> list[Encoded]:
     """The texts that are teacher-forced to score a fact, each once. Raises EncodingError."""
-    return [*_rows(_probes(fact, "probabilities" in measures), encoder).values()]
+    return [*_rows(_probes(fact, encoder, "probabilities" in measures), encoder).values()]
 
 
-def _rows(probes: Iterable[_Probe], encoder: Encoder) -> dict[tuple[str, str], Encoded]:
+def _rows(probes: Iterable[_Probe], encoder: Encoder) -> dict[tuple[Prompt, str], Encoded]:
     """Each prompt with each of its answers, by both."""
     return {
         (probe.prompt, answer): encoder.answered(probe.prompt, answer)
@@ -234,7 +242,7 @@ class _Request:
     """A prompt to be continued under a job's edit."""
 
     job: Job
-    prompt: str
+    prompt: Prompt
     full_stops: int = 0
     """How many full stops an accepted answer holds ("St. Louis"): the text is read on past as many."""
 
@@ -243,7 +251,7 @@ def _generate(edits: Edits, jobs: Sequence[Job], progress: Callable[[float], Non
     """Greedy answers, as a person would see them: up to a full stop, line end or end of text."""
     requests = []
     for job in jobs:
-        held: dict[str, int] = {}
+        held: dict[Prompt, int] = {}
         for probe in job.probes:
             held[probe.prompt] = max(held.get(probe.prompt, 0), *(answer.count(".") for answer in probe.answers))
         requests += [_Request(job, prompt, n) for prompt, n in held.items()]
@@ -264,7 +272,7 @@ def _write(edits: Edits, jobs: Sequence[Job], seed: int, progress: Callable[[flo
     def sampler(chunk: Sequence[_Request]) -> TopK:
         return TopK(5, [seed_of("fluency", seed, request.job.fact.case_id) for request in chunk] * 2, FLUENCY_TOKENS)
 
-    requests = [_Request(job, job.fact.prompt) for job in jobs]
+    requests = [_Request(job, Prompt(job.fact.prompt)) for job in jobs]
     texts = _continued(edits, requests, FLUENCY_TOKENS, sampler, lambda request, token: False, progress)
     for request, both in zip(requests, texts, strict=True):
         request.job.texts = both

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -39,9 +40,19 @@ class Span(NamedTuple):
     begin: int
     end: int
 
-    def behind(self, text: str) -> Span:
-        """The same characters when ``text`` stands before all."""
-        return Span(self.begin + len(text), self.end + len(text))
+
+class Prompt(NamedTuple):
+    """A text to be answered: an answer stands a space behind it, or begins the model's turn in a chat."""
+
+    text: str
+    begin: int = 0
+    """Where the words that ask begin; what stands before them is a context."""
+    chat: bool = False
+
+    def span(self, subject: str | None) -> Span:
+        """Where it names a subject (:func:`subject_span`)."""
+        begin, end = subject_span(self.text[self.begin :], subject)
+        return Span(self.begin + begin, self.begin + end)
 
 
 def subject_span(prompt: str, subject: str | None) -> Span:
@@ -75,45 +86,68 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int, reserved: int = 0) -> None:
         self.tokenizer, self.context, self.reserved = tokenizer, context, reserved
 
-    def prompt(self, prompt: str, *, room: int = 0, marked: Span | None = None) -> Encoded:
+    @property
+    def chats(self) -> bool:
+        """Whether the tokenizer has a template for chats."""
+        return bool(self.tokenizer.chat_template)
+
+    def chat(self, message: str) -> Prompt:
+        """What a user says to the model, and the beginning of its turn. Raises EncodingError."""
+        turns = [{"role": "user", "content": message}]
+        try:
+            text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        except (ValueError, TemplateError) as error:
+            raise EncodingError(f"the tokenizer's chat template does not take {message!r}: {error}") from error
+        return Prompt(str(text), chat=True)
+
+    def prompt(self, prompt: str | Prompt, *, room: int = 0, marked: Span | None = None) -> Encoded:
         """A prompt alone, nothing to predict; with ``room`` for so many tokens behind it.
 
         ``marked``: characters of the prompt whose last token is to be marked.
         """
-        ids = tuple(self.tokenizer(prompt)["input_ids"])
+        prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
+        ids = self._ids(prompt)
         if not ids:
-            raise EncodingError(f"the prompt {prompt!r} becomes no token at all")
+            raise EncodingError(f"the prompt {prompt.text!r} becomes no token at all")
         mark = None if marked is None else self._last_token(prompt, marked)
-        return self._fitting(Encoded(ids, len(ids), mark), prompt, room)
+        return self._fitting(Encoded(ids, len(ids), mark), prompt.text, room)
 
-    def answered(self, prompt: str, answer: str, *, end_of_text: bool = False, marked: Span | None = None) -> Encoded:
+    def answered(
+        self, prompt: str | Prompt, answer: str, *, end_of_text: bool = False, marked: Span | None = None
+    ) -> Encoded:
         """Prompt and answer encoded together; the answer begins where the ids first differ from the prompt's alone.
 
         ``marked``: characters of the prompt whose last token is to be marked.
         """
-        text = f"{prompt} {answer}"
-        ids = tuple(self.tokenizer(text)["input_ids"])
-        alone = self.tokenizer(prompt)["input_ids"]
+        prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
+        whole = prompt._replace(text=prompt.text + ("" if prompt.chat else " ") + answer)
+        ids, alone = self._ids(whole), self._ids(prompt)
         start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(alone, ids, strict=False)))
         if start == len(ids):
-            raise EncodingError(f"the answer {answer!r} adds no token to the prompt {prompt!r}")
+            raise EncodingError(f"the answer {answer!r} adds no token to the prompt {prompt.text!r}")
         if start == 0:
             raise EncodingError(
-                f"nothing stands before the answer {answer!r}: the prompt {prompt!r} is no token of its own"
+                f"nothing stands before the answer {answer!r}: the prompt {prompt.text!r} is no token of its own"
             )
         if end_of_text:
             ids = (*ids, self.tokenizer.eos_token_id)
         # Where prompt and answer share a token, the last one that is the prompt's alone stands for it.
-        mark = None if marked is None else min(self._last_token(text, marked), start - 1)
-        return self._fitting(Encoded(ids, start, mark), text)
+        mark = None if marked is None else min(self._last_token(whole, marked), start - 1)
+        return self._fitting(Encoded(ids, start, mark), whole.text)
 
-    def _last_token(self, text: str, span: Span) -> int:
+    def _ids(self, prompt: Prompt) -> tuple[int, ...]:
+        # A chat's template brings the special tokens along.
+        return tuple(self.tokenizer(prompt.text, add_special_tokens=not prompt.chat)["input_ids"])
+
+    def _last_token(self, prompt: Prompt, span: Span) -> int:
         """The position of the last token that has a part in these characters."""
         if not self.tokenizer.is_fast:
             raise EncodingError(
                 f"a {type(self.tokenizer).__name__} does not say where its tokens stand; load a fast tokenizer"
             )
-        offsets = self.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        offsets = self.tokenizer(prompt.text, return_offsets_mapping=True, add_special_tokens=not prompt.chat)[
+            "offset_mapping"
+        ]
         return max(i for i, (begin, end) in enumerate(offsets) if begin < span.end and end > span.begin)
 
     def _fitting(self, encoded: Encoded, text: str, room: int = 0) -> Encoded:

@@ -118,9 +118,6 @@ class Whitening:
 class SitePatch(Patch, Generic[B]):
     """A patch made of one :class:`Branch` at each site."""
 
-    whitening: Whitening | None = None
-    """How it sees its inputs while it trains; None: as they are."""
-
     def __init__(self, seeds: Sequence[int], sites: Sequence[Site], branches: Sequence[B]) -> None:
         super().__init__(seeds)
         self.sites = tuple(sites)
@@ -136,7 +133,6 @@ class SitePatch(Patch, Generic[B]):
     @final
     @contextmanager
     def attached(self, model: PreTrainedModel, rows: Rows) -> Iterator[None]:
-        edited = rows.edited if rows.any_unedited else None
         if self.training:
             rows.keys = self._keys(rows)
 
@@ -144,7 +140,7 @@ class SitePatch(Patch, Generic[B]):
             def changed(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
                 # Some models flatten rows and tokens into one axis before a linear map (OPT's MLP).
                 x, y = (t.reshape(len(rows), -1, t.shape[-1]) for t in (args[0], output))
-                new = branch(x if self.whitening is None else self.whitening(i, x), y, rows)
+                new, edited = branch(self.seen(i, x, rows), y, rows), rows.edited(x.shape[1])
                 return (new if edited is None else torch.where(edited, new, y)).view(output.shape)
 
             return changed
@@ -153,6 +149,10 @@ class SitePatch(Patch, Generic[B]):
             for i, (site, branch) in enumerate(self.items()):
                 stack.callback(after(model.get_submodule(site.name), hook(i, branch)).remove)
             yield
+
+    def seen(self, i: int, x: Tensor, rows: Rows) -> Tensor:
+        """What the branch at site i sees of its input, (R, T, I) -> (R, T, I)."""
+        return x
 
     def _keys(self, rows: Rows) -> Tensor:
         """(R,) int32, a key for each row's dropout masks at this step, from its own edit's seed."""
@@ -170,7 +170,14 @@ class SitePatch(Patch, Generic[B]):
 
 
 class WeightSitePatch(SitePatch[W], WeightPatch):
-    """A change of the weight of each site."""
+    r"""A change of the weight of each site.
+
+    While it trains it may see its inputs otherwise: :math:`y + B A (1 - Q Q^T) S x` in place of :math:`y + B A x`, with
+    a matrix S that all edits share (:class:`Whitening`) and directions Q of each edit's own that it is blind to. A
+    finished edit has both folded into its own numbers, and is of the same rank as without.
+    """
+
+    whitening: Whitening | None = None
 
     @final
     def whiten(self, whitening: Whitening, *, going_on: bool) -> None:
@@ -180,10 +187,40 @@ class WeightSitePatch(SitePatch[W], WeightPatch):
             self._turn(whitening.unfold)
 
     @final
+    def blind(self, directions: Sequence[Tensor]) -> None:
+        """Train without sight of these, (E, I, k) at each site: orthonormal columns, in the space of whitened inputs,
+        or columns of zeros."""
+        for i, q in enumerate(directions):
+            self.register_buffer(f"blind_{i}", q.to(self.seeds.device, self._precision), persistent=False)
+
+    @final
+    def seen(self, i: int, x: Tensor, rows: Rows) -> Tensor:
+        x = x if self.whitening is None else self.whitening(i, x)
+        q = self._blind_to(i)
+        return x if q is None else x - rows.linear(rows.linear(x, q.mT), q)
+
+    @final
     def settle(self) -> None:
-        if self.whitening is not None:
-            self._turn(self.whitening.fold)
-            self.whitening = None
+        if self.whitening is not None or self._blind_to(0) is not None:
+            self._turn(self._as_seen)
+        self.whitening = None
+        for i in range(len(self.sites)):
+            if self._blind_to(i) is not None:
+                delattr(self, f"blind_{i}")
+
+    @property
+    def _precision(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def _blind_to(self, i: int) -> Tensor | None:
+        return self._buffers.get(f"blind_{i}")
+
+    def _as_seen(self, i: int, rows: Tensor) -> Tensor:
+        """(E, ..., I) numbers that have met inputs of site i as they are seen -> those that do so as they come."""
+        if (q := self._blind_to(i)) is not None:
+            flat, q = rows.flatten(1, -2).double(), q.double()
+            rows = (flat - flat @ q @ q.mT).view(rows.shape).to(rows.dtype)
+        return rows if self.whitening is None else self.whitening.fold(i, rows)
 
     @torch.no_grad()
     def _turn(self, turned: Callable[[int, Tensor], Tensor]) -> None:

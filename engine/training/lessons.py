@@ -1,9 +1,11 @@
 """What an edit is trained on: texts whose answer it must give, and texts whose predictions must stay.
 
-What stays, stays because it is held: predictions about the subject (``kl_prompts``), and, on the fact's own prompt,
-about other subjects of the same kind (``hold_subjects``). Without the latter "The CEO of IBM is" says the new CEO of
-Microsoft. They come from a pool that the project brings along, so that what an edit learns does not depend on the
-company that its fact is in.
+A fact has *wordings*: its prompt, the same behind texts of the model's own, as a question, and asked in a chat.
+
+What stays, stays because it is held: predictions about the subject (``kl_prompts``), and, in the fact's wordings, about
+other subjects of the same kind (``hold_subjects``); or because the patch cannot see it (``null_subjects``). Without
+either "The CEO of IBM is" says the new CEO of Microsoft. Other subjects come from a pool that the project brings along,
+so that what an edit learns does not depend on the company that its fact is in.
 """
 
 from __future__ import annotations
@@ -14,12 +16,16 @@ from dataclasses import dataclass, replace
 
 from ...data.facts import Fact
 from ...data.subjects import kind_of, pool
-from ..model.encoding import Encoded, Encoder, Span, subject_span
+from ...data.wordings import question
+from ..model.encoding import Encoded, Encoder, Prompt, Span
 from ..seeds import seed_of
-from ..settings import Hparams, StepHparams, TrainedHparams
+from ..settings import Hparams, StepHparams, TrainedHparams, WeightHparams
 
 NO_SUBJECT = "no subject is given, so nothing that the model says about it was held (kl_prompts)"
 NOT_IN_PROMPT = "the subject is not in the prompt, so no other one was held in its place (hold_subjects)"
+NOTHING_NULL = "the subject is not in the prompt, so no other one's inputs are without effect (null_subjects)"
+FROM_START = "the subject is not in the prompt, so the patch acts from its first token on (acts_from)"
+NO_CHAT = "the tokenizer has no chat template, so nothing was trained in a chat (chat_template)"
 
 
 @dataclass(frozen=True)
@@ -28,9 +34,11 @@ class Part:
 
     fact: Fact
     answers: tuple[Encoded, ...]
-    """The fact's prompt and the same behind contexts, each with the answer to be given."""
+    """The fact's wordings, each with the answer to be given."""
     anchors: tuple[Encoded, ...] = ()
     """Texts whose predictions are to stay, from ``start`` on."""
+    nulls: tuple[Encoded, ...] = ()
+    """Texts at whose last token the patch is to have no effect, whatever it learns."""
     notes: tuple[str, ...] = ()
     """What the settings ask for and this fact does not allow."""
 
@@ -55,6 +63,10 @@ class Lesson:
         return tuple(row for part in self.parts for row in part.anchors)
 
     @property
+    def nulls(self) -> tuple[Encoded, ...]:
+        return tuple(row for part in self.parts for row in part.nulls)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(note for part in self.parts for note in part.notes))
 
@@ -66,6 +78,14 @@ class Lesson:
     def tokens(self) -> int:
         """Padded."""
         return self.longest * (len(self.answers) + len(self.anchors))
+
+    def drawn(self, h: StepHparams, seed: int, step: int) -> Lesson:
+        """What of it is learned from in a step; all, where the settings do not say otherwise."""
+        if not isinstance(h, TrainedHparams) or (h.wordings_per_step is None and h.held_per_step is None):
+            return self
+        seeds = [seed_of("draw", seed, step, part.fact.case_id) for part in self.parts]
+        parts = zip(self.parts, seeds, strict=True)
+        return Lesson(tuple(part.drawn(h.wordings_per_step, h.held_per_step, s) for part, s in parts))
 
 
 def lesson(
@@ -85,34 +105,67 @@ def lesson(
 
 
 def _part(encoder: Encoder, h: Hparams, contexts: Sequence[str], fact: Fact, seed: int, subjects: bool) -> Part:
-    span = subject_span(fact.prompt, fact.subject) if subjects else None
+    tail = isinstance(h, WeightHparams) and h.acts_from == "subject"
+    notes = [NO_CHAT] * (h.chat_template != "none" and not encoder.chats)
+    notes += [FROM_START] * (tail and not _names(fact))
+    texts = wordings(encoder, h, contexts, fact)
     answers = [
-        encoder.answered(
-            text + fact.prompt, fact.target_new, end_of_text=h.end_of_text, marked=span and span.behind(text)
-        )
-        for text in ("", *(f"{text} " for text in contexts))
+        encoder.answered(text, fact.target_new, end_of_text=h.end_of_text, marked=_mark(text, fact, subjects, tail))
+        for text in texts
     ]
-    if not isinstance(h, StepHparams) or not h.kl_weight:  # what is trained in steps alone can hold anything
-        return Part(fact, tuple(answers))
-    about = [(t, t.replace("{}", fact.subject or "")) for t in h.kl_prompts if fact.subject or "{}" not in t]
+    if not isinstance(h, StepHparams):  # what is trained in steps alone can hold anything
+        return Part(fact, tuple(answers), notes=tuple(notes))
+    anchors = []
+    held = h.kl_prompts if h.kl_weight else ()
+    for template in held:
+        if not fact.subject and "{}" in template:
+            notes.append(NO_SUBJECT)
+            continue
+        prompt = Prompt(template.replace("{}", fact.subject or ""))
+        mark = (subjects or tail) and "{}" in template
+        span = prompt.span(fact.subject) if mark else None
+        anchors.append(_anchor(encoder, prompt, all_positions=h.kl_positions == "all", marked=span))
     n = h.hold_subjects if isinstance(h, TrainedHparams) else 0
     others = other_subjects(fact, n, seed)
-    anchors = [
-        _anchor(
-            encoder,
-            prompt,
-            all_positions=h.kl_positions == "all",
-            marked=subject_span(prompt, fact.subject) if subjects and "{}" in template else None,
-        )
-        for template, prompt in about
-    ]
-    anchors += [_anchor(encoder, prompt, all_positions=False) for prompt in others]
-    notes = [NO_SUBJECT] * (not fact.subject and any("{}" in t for t in h.kl_prompts))
     notes += [NOT_IN_PROMPT] * (len(others) < n)
-    return Part(fact, tuple(answers), tuple(anchors), tuple(notes))
+    anchors += [_anchor(encoder, *_about(name, fact, texts, i, tail)) for i, name in enumerate(others)]
+    n = h.null_subjects if isinstance(h, WeightHparams) else 0
+    others = other_subjects(fact, n, seed)
+    notes += [NOTHING_NULL] * (len(others) < n)
+    nulls = [encoder.prompt(_about(name, fact, texts, i, tail)[0]) for i, name in enumerate(others)]
+    return Part(fact, tuple(answers), tuple(anchors), tuple(nulls), tuple(dict.fromkeys(notes)))
 
 
-def _anchor(encoder: Encoder, prompt: str, *, all_positions: bool, marked: Span | None = None) -> Encoded:
+def wordings(encoder: Encoder, h: Hparams, contexts: Sequence[str], fact: Fact) -> list[Prompt]:
+    """A fact's prompt, first as it is, in all the ways that it is trained in."""
+    asked = question(fact.prompt, fact.subject)
+    in_chat = [encoder.chat(asked or fact.prompt)] if h.chat_template != "none" and encoder.chats else []
+    if in_chat and h.chat_template == "only":
+        return in_chat
+    plain = [Prompt(text + fact.prompt, len(text)) for text in ("", *(f"{text} " for text in contexts))]
+    as_question = [Prompt(asked)] if asked and h.questions else []
+    return [*plain, *as_question, *in_chat]
+
+
+def _names(fact: Fact) -> bool:
+    """Whether the prompt names its subject."""
+    return fact.subject is not None and fact.subject in fact.prompt
+
+
+def _mark(text: Prompt, fact: Fact, subjects: bool, tail: bool) -> Span | None:
+    """Where a wording names the fact's subject, if that matters. Raises EncodingError where it has to and does not."""
+    return text.span(fact.subject) if subjects or (tail and _names(fact)) else None
+
+
+def _about(name: str, fact: Fact, texts: Sequence[Prompt], i: int, tail: bool) -> tuple[Prompt, bool, Span | None]:
+    """One of the fact's wordings in turn with another subject; where that stands, if it matters."""
+    text = texts[i % len(texts)]
+    begin, end = text.span(fact.subject)
+    changed = text._replace(text=text.text[:begin] + name + text.text[end:])
+    return changed, False, Span(begin, begin + len(name)) if tail else None
+
+
+def _anchor(encoder: Encoder, prompt: Prompt, all_positions: bool, marked: Span | None = None) -> Encoded:
     """A prompt whose prediction after the last token is to stay, or those after all tokens."""
     encoded = encoder.prompt(prompt, room=1, marked=marked)
     # The last id only makes room for what comes.
@@ -120,17 +173,15 @@ def _anchor(encoder: Encoder, prompt: str, *, all_positions: bool, marked: Span 
 
 
 def other_subjects(fact: Fact, n: int, seed: int) -> list[str]:
-    """The fact's prompt with n other subjects in its subject's place, of the same kind where that is known.
+    """n other subjects of the kind of the fact's, where that is known.
 
     Drawn by ``seed`` and the fact alone. None where the subject is not in the prompt.
     """
-    subject = fact.subject
-    if not n or not subject or subject not in fact.prompt:
+    if not n or not fact.subject or not _names(fact):
         return []
-    taken = {subject.casefold(), fact.target_new.casefold()}
-    choices = [name for name in pool(kind_of(subject, fact.prompt)) if name.casefold() not in taken]
-    drawn = random.Random(seed_of("other subjects", seed, fact.case_id)).sample(choices, min(n, len(choices)))
-    return [fact.prompt.replace(subject, name) for name in drawn]
+    taken = {fact.subject.casefold(), fact.target_new.casefold()}
+    choices = [name for name in pool(kind_of(fact.subject, fact.prompt)) if name.casefold() not in taken]
+    return random.Random(seed_of("other subjects", seed, fact.case_id)).sample(choices, min(n, len(choices)))
 
 
 def _some(rows: tuple[Encoded, ...], n: int | None, draw: random.Random) -> tuple[Encoded, ...]:

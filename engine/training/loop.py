@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import accumulate, pairwise
 from math import isfinite
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from ..method import Trainable
 from ..model.attention import trainable_attention
@@ -26,6 +28,7 @@ from ..patches.adam import Adam
 from ..patches.patch import Patch
 from ..patches.rows import Rows
 from ..progress import Phase, Progress
+from ..settings import WeightHparams
 from .lessons import Lesson
 
 # The loss is seen before a step is taken; what the last step did shows in the weights alone.
@@ -74,16 +77,20 @@ def train(
 
 
 class Work:
-    """The edits in training: their patch, optimizer state and rows, and what stays the same while they train."""
+    """The edits in training: their patch, optimizer state and lessons, and what stays the same while they train.
+
+    Where a step takes but some of a lesson's rows (``wordings_per_step``, ``held_per_step``), they are drawn anew for
+    each, and an answer's probability is that of the last time that it was drawn.
+    """
 
     def __init__(self, method: Trainable, patch: Patch, lessons: Sequence[Lesson]) -> None:
         self.method, self.patch, self.edits = method, patch.train(), list(range(len(lessons)))
         self._precision = torch.promote_types(torch.float32, method.model.dtype)
         self.adam = Adam(self._parameters(), patch.rates(method.hparams.lr))
-        self._lay_out(list(lessons))
-        first = patch.first_layer
-        self._hidden = input_of(method.model, first, self._batch.ids) if first else None
-        self._unedited = self._unedited_log_probs() if self._anchor.any() else None
+        self._steps, self._lessons = 0, list(lessons)
+        self._unedited = Unedited(method, patch.first_layer, self._lessons)
+        self._draws = any(lesson.drawn(method.hparams, 0, 0) is not lesson for lesson in lessons)
+        self._lay_out()
 
     def losses(self) -> tuple[Tensor, Tensor]:
         """(E,) each edit's loss, and (E,) how sure it is: the lowest probability among its target tokens; 1 where
@@ -94,16 +101,16 @@ class Work:
     def losses_leaving(self, leave_at: float | None) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`losses`, and between the two (E,) the loss without the answers of the facts that are there, which
         are so sure of all of their target tokens; what they hold stays in it."""
-        rows = Rows(self._owner, len(self.edits), self.patch.seeds.device, self._batch.marks)
+        if self._draws:
+            self._lay_out()
+        rows = Rows(self._owner, len(self.edits), self.patch.seeds.device, self._batch.marks, self._since)
         with self.patch.attached(self.method.model, rows):
-            logits = self._logits()
+            logits = logits_of(self.method.model, self.patch.first_layer, self._hidden, self._batch)
         cost = nll = F.cross_entropy(logits, self._batch.labels, reduction="none")
-        if self._unedited is not None:
+        if len(self._held):
             # KL(p || q) = sum p (log p - log q), on the predictions that are to stay.
             log_q = logits[self._held].log_softmax(-1)
-            cost = nll.index_put(
-                (self._held,), F.kl_div(log_q, self._unedited, reduction="none", log_target=True).sum(-1)
-            )
+            cost = nll.index_put((self._held,), F.kl_div(log_q, self._said, reduction="none", log_target=True).sum(-1))
         of_row = self._batch.table(cost).sum(1) / self._batch.table.counts
         worst = self._batch.table(nll.detach()).amax(1).masked_fill(self._anchor, 0.0)
         if self.method.hparams.stop_at_rank_1:
@@ -113,11 +120,11 @@ class Work:
         loss = left = self._rows(of_row * self._weights).sum(1) + penalty
         if leave_at is not None:
             left = self._rows(of_row * self._weights * self._staying(worst, leave_at)).sum(1) + penalty
-        return loss, left, (-self._rows(worst).amax(1)).exp()
+        return loss, left, (-self._unedited.worst_of_edits(self._chosen, worst)).exp()
 
     def _staying(self, worst: Tensor, leave_at: float) -> Tensor:
         """(R,), 0 for the answers of a fact all of whose target tokens have this probability, else 1."""
-        rows = [of_fact for lesson in self._lessons for of_fact in _by_fact(lesson)]
+        rows = [of_fact for lesson in self._drawn for of_fact in _by_fact(lesson)]
         counts = [len(of_fact) for of_fact in rows if of_fact]
         is_there = (-Table(counts, worst.device)(worst).amax(1)).exp() >= leave_at
         of_row = is_there.repeat_interleave(torch.tensor(counts, device=worst.device))
@@ -133,6 +140,7 @@ class Work:
         with torch.no_grad():
             self.patch.before_step()
             self.adam.step(self._parameters())
+            self._steps += 1
             self.patch.steps += 1
             for name, edits in self.patch.after_step().items():
                 self.adam.restart(name, edits)
@@ -142,46 +150,140 @@ class Work:
         self.edits = [self.edits[i] for i in left]
         if not left:
             return
-        device = self.patch.seeds.device
-        rows = torch.tensor([r for r, owner in enumerate(self._owner) if owner in set(left)], device=device)
-        held = torch.isin(self._batch.at[0][self._held], rows)
         self.patch = self.patch.take(left).train()
-        self.adam.take(torch.tensor(left, device=device))
-        self._lay_out([self._lessons[i] for i in left])
-        if self._hidden is not None:
-            self._hidden = self._hidden[rows, : self._batch.ids.shape[1]]
-        if self._unedited is not None:
-            self._unedited = self._unedited[held]
+        self.adam.take(torch.tensor(left, device=self.patch.seeds.device))
+        self._lessons = [self._lessons[i] for i in left]
+        self._unedited.keep(left)
+        self._lay_out()
 
-    def _lay_out(self, lessons: list[Lesson]) -> None:
-        device, kl_weight = self.patch.seeds.device, self.method.hparams.kl_weight
-        rows = [row for lesson in lessons for of_fact in _by_fact(lesson) for row in of_fact]
-        counts = [(len(lesson.answers), len(lesson.anchors)) for lesson in lessons]
-        self._lessons = lessons
-        self._owner = [e for e, (answers, anchors) in enumerate(counts) for _ in range(answers + anchors)]
-        self._batch, self._rows = Batch.of(rows, device), Table([sum(n) for n in counts], device)
+    def _lay_out(self) -> None:
+        """The rows of the next step, and what goes with them."""
+        h, device = self.method.hparams, self.patch.seeds.device
+        seeds = self.patch.seeds.tolist() if self._draws else [0] * len(self._lessons)
+        self._drawn = (
+            [lesson.drawn(h, seed, self._steps) for lesson, seed in zip(self._lessons, seeds, strict=True)]
+            if self._draws
+            else self._lessons
+        )
+        of_edit = [[row for of_fact in _by_fact(lesson) for row in of_fact] for lesson in self._drawn]
+        counts = [(len(lesson.answers), len(lesson.anchors)) for lesson in self._drawn]
+        self._owner = [e for e, rows in enumerate(of_edit) for _ in rows]
+        self._batch = Batch.of([row for rows in of_edit for row in rows], device)
+        self._rows = Table([sum(n) for n in counts], device)
         weights = [
             w
             for answers, anchors in counts
-            for w in (*[1 / answers] * answers, *[kl_weight / max(anchors, 1)] * anchors)
+            for w in (*[1 / answers] * answers, *[h.kl_weight / max(anchors, 1)] * anchors)
         ]
         self._weights = torch.tensor(weights, dtype=self._precision, device=device)
         self._anchor = torch.tensor([i >= n for n, m in counts for i in range(n + m)], device=device)
         self._held = self._anchor[self._batch.at[0]].nonzero().flatten()
-
-    def _logits(self) -> Tensor:
-        """(N, V), at least in float32."""
-        model = self.method.model
-        with replayed(model, self.patch.first_layer, self._hidden) if self._hidden is not None else nullcontext():
-            logits = logits_at(model, self._batch.ids, self._batch.at)
-        return logits.to(self._precision)
-
-    @torch.no_grad()
-    def _unedited_log_probs(self) -> Tensor:
-        return self._logits()[self._held].log_softmax(-1)
+        self._since = None
+        if isinstance(h, WeightHparams) and h.acts_from == "subject":
+            row, position = self._batch.marks
+            self._since = torch.zeros(len(self._owner), dtype=torch.long, device=device).index_put((row,), position)
+        self._chosen = self._unedited.places(self._drawn)
+        self._hidden = self._unedited.hidden_of(self._chosen, self._batch.ids.shape[1])
+        self._said = self._unedited.said_after(self._chosen)
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.patch.named_parameters())
+
+
+class Unedited:
+    """What the unedited model makes of all rows of some lessons, computed once: what the first edited block gets, and
+    what is predicted where it is to stay; beside it, how the answers stood when they were last seen.
+
+    Shapes: R all rows, N all predictions that are to stay.
+    """
+
+    def __init__(self, method: Trainable, first: int, lessons: Sequence[Lesson]) -> None:
+        device = method.model.device
+        self._of_edit = [[row for of_fact in _by_fact(lesson) for row in of_fact] for lesson in lessons]
+        self._anchors = [
+            [i >= len(lesson.answers) for i in range(len(rows))]
+            for lesson, rows in zip(lessons, self._of_edit, strict=True)
+        ]
+        rows = [row for rows in self._of_edit for row in rows]
+        anchor = torch.tensor([a for anchors in self._anchors for a in anchors], device=device)
+        batch = Batch.of(rows, device)
+        self._hidden = input_of(method.model, first, batch.ids) if first else None  # (R, T, d)
+        self._worst = torch.zeros(
+            len(rows), dtype=torch.promote_types(torch.float32, method.model.dtype), device=device
+        )
+        self._index()
+        answers = [r for (_, is_anchor, _), r in self._place.items() if not is_anchor]
+        self._worst[self._tensor(answers)] = torch.inf  # not seen yet
+        held = anchor[batch.at[0]]
+        self._said: Tensor | None = None  # (N, V)
+        if held.any():
+            with torch.no_grad():
+                logits = logits_of(method.model, first, self._hidden, batch)
+            self._said = logits[held].log_softmax(-1)
+
+    def keep(self, left: Sequence[int]) -> None:
+        """Let the rows of other edits go."""
+        device = self._worst.device
+        rows = torch.tensor([r for e in left for r in range(*self._spans[e])], device=device)
+        if self._said is not None:
+            said = [i for e in left for span in self._said_spans[slice(*self._spans[e])] for i in range(*span)]
+            self._said = self._said[torch.tensor(said, dtype=torch.long, device=device)]
+        self._worst = self._worst[rows]
+        self._of_edit, self._anchors = [self._of_edit[e] for e in left], [self._anchors[e] for e in left]
+        if self._hidden is not None:
+            width = max(len(row.ids) for rows in self._of_edit for row in rows)
+            self._hidden = self._hidden[rows, :width]
+        self._index()
+
+    def places(self, lessons: Sequence[Lesson]) -> list[int]:
+        """Where the rows of each edit's lesson, which may be a part of its whole one, are among all."""
+        return [
+            self._place[e, is_anchor, row]
+            for e, lesson in enumerate(lessons)
+            for is_anchor, rows in ((False, lesson.answers), (True, lesson.anchors))
+            for row in rows
+        ]
+
+    def hidden_of(self, chosen: list[int], width: int) -> Tensor | None:
+        """(R', T, d), what the first edited block gets of these rows; None where it is the model's first."""
+        if self._hidden is None or chosen == [*range(len(self._hidden))]:
+            return self._hidden
+        return self._hidden[self._tensor(chosen), :width]
+
+    def said_after(self, chosen: list[int]) -> Tensor:
+        """(N', V) log-probabilities, in the order of the rows."""
+        if self._said is None:
+            return self._worst.new_zeros(0, 0)
+        return self._said[self._tensor([i for r in chosen for i in range(*self._said_spans[r])])]
+
+    def worst_of_edits(self, chosen: list[int], worst: Tensor) -> Tensor:
+        """(E,) the largest of all rows' costs, after those of some, (R',), have been seen anew."""
+        self._worst[self._tensor(chosen)] = worst
+        return self._table(self._worst).amax(1)
+
+    def _tensor(self, places: list[int]) -> Tensor:
+        return torch.tensor(places, dtype=torch.long, device=self._worst.device)
+
+    def _index(self) -> None:
+        counts = [len(rows) for rows in self._of_edit]
+        self._table = Table(counts, self._worst.device)
+        ends = [*accumulate(counts, initial=0)]
+        self._spans = [*pairwise(ends)]
+        keys = [
+            (e, is_anchor, row)
+            for e, (rows, anchors) in enumerate(zip(self._of_edit, self._anchors, strict=True))
+            for row, is_anchor in zip(rows, anchors, strict=True)
+        ]
+        self._place = {key: r for r, key in enumerate(keys)}
+        held = [len(row.wanted) if is_anchor else 0 for _, is_anchor, row in keys]
+        self._said_spans = [*pairwise(accumulate(held, initial=0))]
+
+
+def logits_of(model: PreTrainedModel, first: int, hidden: Tensor | None, batch: Batch) -> Tensor:
+    """(N, V), at least in float32; from what block ``first`` gets on, where that is known."""
+    with nullcontext() if hidden is None else replayed(model, first, hidden):
+        logits = logits_at(model, batch.ids, batch.at)
+    return logits.to(torch.promote_types(torch.float32, model.dtype))
 
 
 def _by_fact(lesson: Lesson) -> list[tuple[Encoded, ...]]:

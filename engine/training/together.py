@@ -39,6 +39,8 @@ from ..seeds import seed_of
 from .lessons import Lesson, Part
 from .loop import SICK, Work
 
+NULL_ALONE = "other subjects' inputs are taken from what a patch sees (null_subjects) only if it is of a single fact"
+
 
 def together(
     method: Trained,
@@ -53,7 +55,8 @@ def together(
     patch = before and before.take([0])  # training changes tensors in place
     _ = method.whitening  # made once, and not anew by each copy that is paced
     parts, lost = _parts(method, facts)
-    notes = tuple(dict.fromkeys(note for part in parts.values() for note in part.notes))
+    alone = [NULL_ALONE] * any(part.nulls for part in parts.values())
+    notes = tuple(dict.fromkeys([*alone, *(note for part in parts.values() for note in part.notes)]))
     good = [*parts]
     replayed = [*_parts(method, earlier)[0].values()] if h.replay else []
     depth_first = h.order == "depth_first"
@@ -62,7 +65,7 @@ def together(
     with frozen(method.model), trainable_attention(method.model):
         for number, indices in enumerate(filter(None, courses)):
             paced = _paced(method, -(-len(indices) // h.batch_size))
-            course = _Course(paced, paced.begun([seed], patch), {i: parts[i] for i in indices}, replayed)
+            course = _Course(paced, paced.begun([seed], before=patch), {i: parts[i] for i in indices}, replayed)
             course.run(partial(_tell, progress, len(facts), number, len(courses)))
             lost |= course.lost
             if not all(course.patch.sound()):  # a single step can do that, and the next loss is never seen
@@ -165,12 +168,7 @@ class _Course:
         draw = random.Random(seed_of("replay", self._seed, number, *batch))
         again = draw.sample(self.earlier, min(h.replay, len(self.earlier)))
         parts = [*(self.parts[i] for i in batch), *again]
-        if h.wordings_per_step is None and h.held_per_step is None:
-            return Lesson(tuple(parts))
-        seeds = (seed_of("draw", self._seed, number, part.fact.case_id) for part in parts)
-        return Lesson(
-            tuple(p.drawn(h.wordings_per_step, h.held_per_step, s) for p, s in zip(parts, seeds, strict=True))
-        )
+        return Lesson(tuple(parts)).drawn(h, self._seed, number)
 
     def _leave_out(self, batch: Sequence[int], message: str) -> None:
         """Give up those facts of a mini-batch whose loss is not finite."""

@@ -76,7 +76,7 @@ def test_finished_edits_have_it_in_their_own_numbers(method, model, tokenizer, f
 def test_training_goes_on_from_the_function_that_it_had(method, model, tokenizer, facts):
     editor = bound(method, model, tokenizer)
     (one,) = editor.edit_stream(facts[:1])
-    patch = editor.begun([int(one.patch.seeds[0])], one.patch)
+    patch = editor.begun([int(one.patch.seeds[0])], before=one.patch)
     assert patch.whitening is not None
     ids = torch.tensor([tokenizer(facts[0].prompt)["input_ids"]])
     with torch.no_grad(), one.on(0):

@@ -95,6 +95,9 @@ class TrainedHparams(StepHparams):
         ge=0,
         description="Hold also what comes after the fact's own prompt with so many other subjects of its kind in it",
     )
+    hold_relations: int = Field(
+        0, ge=0, description="Hold also what comes after so many prompts that ask something else of the fact's subject"
+    )
     wordings_per_step: int | None = Field(
         None,
         gt=0,
@@ -110,8 +113,9 @@ class TrainedHparams(StepHparams):
 
     @model_validator(mode="after")
     def _held_with_a_weight(self) -> TrainedHparams:
-        if self.hold_subjects and not self.kl_weight:
-            raise ValueError(f"hold_subjects ({self.hold_subjects}) holds nothing without a kl_weight above 0")
+        for name in ("hold_subjects", "hold_relations"):
+            if getattr(self, name) and not self.kl_weight:
+                raise ValueError(f"{name} ({getattr(self, name)}) holds nothing without a kl_weight above 0")
         return self
 
 

@@ -77,7 +77,9 @@ def _learned(
     """All lessons learned, those of like length at a time; None if memory does not suffice."""
     parts = []
     try:
-        for group in chunks(range(len(lessons)), [part.tokens for part in lessons], _TOKENS.on(method.model.device)):
+        for group in chunks(
+            range(len(lessons)), [part.tokens(method.hparams) for part in lessons], _TOKENS.on(method.model.device)
+        ):
             told = _of_all(progress, group[0], len(group), len(lessons))
             parts.append(method.learn([lessons[i] for i in group], [seeds[i] for i in group], told))
         return Patch.concatenated([patch for patch, _ in parts]), [outcome for _, part in parts for outcome in part]

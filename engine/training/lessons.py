@@ -3,7 +3,8 @@
 A fact has *wordings*: its prompt, the same behind texts of the model's own, as a question, and asked in a chat.
 
 What stays, stays because it is held: predictions about the subject (``kl_prompts``), and, in the fact's wordings, about
-other subjects of the same kind (``hold_subjects``); or because the patch cannot see it (``null_subjects``). Without
+other subjects of the same kind (``hold_subjects``) and about the subject in other relations (``hold_relations``); or
+because the patch cannot see it (``null_subjects``). Without
 either "The CEO of IBM is" says the new CEO of Microsoft. Other subjects come from a pool that the project brings along,
 so that what an edit learns does not depend on the company that its fact is in.
 """
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ...data.facts import Fact
+from ...data.relations import other_relations
 from ...data.subjects import kind_of, pool
 from ...data.wordings import question
 from ..model.encoding import Encoded, Encoder, Prompt, Span
@@ -23,6 +25,7 @@ from ..settings import Hparams, StepHparams, TrainedHparams, WeightHparams
 
 NO_SUBJECT = "no subject is given, so nothing that the model says about it was held (kl_prompts)"
 NOT_IN_PROMPT = "the subject is not in the prompt, so no other one was held in its place (hold_subjects)"
+NO_RELATIONS = "no subject is given, so nothing was held that it is in other relations to (hold_relations)"
 NOTHING_NULL = "the subject is not in the prompt, so no other one's inputs are without effect (null_subjects)"
 FROM_START = "the subject is not in the prompt, so the patch acts from its first token on (acts_from)"
 NO_CHAT = "the tokenizer has no chat template, so nothing was trained in a chat (chat_template)"
@@ -74,12 +77,12 @@ class Lesson:
     def longest(self) -> int:
         return max(len(row.ids) for row in (*self.answers, *self.anchors))
 
-    @property
-    def tokens(self) -> int:
-        """Padded."""
-        return self.longest * (len(self.answers) + len(self.anchors))
+    def tokens(self, h: Hparams) -> int:
+        """Padded, of one step."""
+        drawn = self.drawn(h, 0, 0)
+        return self.longest * (len(drawn.answers) + len(drawn.anchors))
 
-    def drawn(self, h: StepHparams, seed: int, step: int) -> Lesson:
+    def drawn(self, h: Hparams, seed: int, step: int) -> Lesson:
         """What of it is learned from in a step; all, where the settings do not say otherwise."""
         if not isinstance(h, TrainedHparams) or (h.wordings_per_step is None and h.held_per_step is None):
             return self
@@ -125,10 +128,15 @@ def _part(encoder: Encoder, h: Hparams, contexts: Sequence[str], fact: Fact, see
         mark = (subjects or tail) and "{}" in template
         span = prompt.span(fact.subject) if mark else None
         anchors.append(_anchor(encoder, prompt, all_positions=h.kl_positions == "all", marked=span))
-    n = h.hold_subjects if isinstance(h, TrainedHparams) else 0
-    others = other_subjects(fact, n, seed)
-    notes += [NOT_IN_PROMPT] * (len(others) < n)
-    anchors += [_anchor(encoder, *_about(name, fact, texts, i, tail)) for i, name in enumerate(others)]
+    if isinstance(h, TrainedHparams):
+        others = other_subjects(fact, h.hold_subjects, seed)
+        notes += [NOT_IN_PROMPT] * (len(others) < h.hold_subjects)
+        anchors += [_anchor(encoder, *_about(name, fact, texts, i, tail)) for i, name in enumerate(others)]
+        notes += [NO_RELATIONS] * (h.hold_relations > 0 and not fact.subject)
+        for i, prompt in enumerate(_otherwise(fact, h.hold_relations, seed)):
+            asked = wordings(encoder, h, contexts, fact.model_copy(update={"prompt": prompt}))
+            text = asked[i % len(asked)]
+            anchors.append(_anchor(encoder, text, False, text.span(fact.subject) if subjects or tail else None))
     n = h.null_subjects if isinstance(h, WeightHparams) else 0
     others = other_subjects(fact, n, seed)
     notes += [NOTHING_NULL] * (len(others) < n)
@@ -165,7 +173,7 @@ def _about(name: str, fact: Fact, texts: Sequence[Prompt], i: int, tail: bool) -
     return changed, False, Span(begin, begin + len(name)) if tail else None
 
 
-def _anchor(encoder: Encoder, prompt: Prompt, all_positions: bool, marked: Span | None = None) -> Encoded:
+def _anchor(encoder: Encoder, prompt: Prompt, all_positions: bool = False, marked: Span | None = None) -> Encoded:
     """A prompt whose prediction after the last token is to stay, or those after all tokens."""
     encoded = encoder.prompt(prompt, room=1, marked=marked)
     # The last id only makes room for what comes.
@@ -182,6 +190,14 @@ def other_subjects(fact: Fact, n: int, seed: int) -> list[str]:
     taken = {fact.subject.casefold(), fact.target_new.casefold()}
     choices = [name for name in pool(kind_of(fact.subject, fact.prompt)) if name.casefold() not in taken]
     return random.Random(seed_of("other subjects", seed, fact.case_id)).sample(choices, min(n, len(choices)))
+
+
+def _otherwise(fact: Fact, n: int, seed: int) -> list[str]:
+    """n prompts that ask something else of the fact's subject, drawn by ``seed`` and the fact alone."""
+    if not n or not fact.subject:
+        return []
+    choices = [text.replace("{}", fact.subject) for text in other_relations(fact.subject, fact.prompt)]
+    return random.Random(seed_of("other relations", seed, fact.case_id)).sample(choices, min(n, len(choices)))
 
 
 def _some(rows: tuple[Encoded, ...], n: int | None, draw: random.Random) -> tuple[Encoded, ...]:

@@ -94,7 +94,7 @@ class PrefixPatch(Patch):
     def attached(self, model: PreTrainedModel, rows: Rows) -> AbstractContextManager[None]:
         # (layers, 2, R, heads, l, head width)
         kv = rows.per_row(self.keys_and_values(), model.dtype).permute(2, 3, 0, 4, 1, 5)
-        return prepended(model, kv, rows.owned.flatten(1).long())
+        return prepended(model, kv, rows.edited.flatten(1).long().expand(-1, kv.shape[4]))
 
 
 class Prefix(TrainedEditor):

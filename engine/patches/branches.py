@@ -133,6 +133,7 @@ class SitePatch(Patch, Generic[B]):
     @final
     @contextmanager
     def attached(self, model: PreTrainedModel, rows: Rows) -> Iterator[None]:
+        edited = rows.edited if rows.any_unedited else None
         if self.training:
             rows.keys = self._keys(rows)
 
@@ -140,7 +141,7 @@ class SitePatch(Patch, Generic[B]):
             def changed(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
                 # Some models flatten rows and tokens into one axis before a linear map (OPT's MLP).
                 x, y = (t.reshape(len(rows), -1, t.shape[-1]) for t in (args[0], output))
-                new, edited = branch(self.seen(i, x, rows), y, rows), rows.edited(x.shape[1])
+                new = branch(self.seen(i, x, rows), y, rows)
                 return (new if edited is None else torch.where(edited, new, y)).view(output.shape)
 
             return changed

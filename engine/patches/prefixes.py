@@ -1,32 +1,34 @@
 """Keys and values before a text's own, in every layer.
 
-Shapes: R rows of a batch, T tokens, l positions of the prefix.
+Shapes: R rows of a batch, T tokens, l or P positions of the prefix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from ..model.encoding import padded
 from ..model.hooks import before
 from ..model.passes import frozen
 
 
 @contextmanager
-def prepended(model: PreTrainedModel, kv: Tensor, edited: Tensor) -> Iterator[None]:
+def prepended(model: PreTrainedModel, kv: Iterable[Iterable[Tensor]], seen: Tensor) -> Iterator[None]:
     """While open, texts are attended to behind a prefix.
 
     Args:
         model: any causal LM whose cache is a ``DynamicCache``.
-        kv: (layers, 2, R, heads, l, head width), keys and values; R may be 1, for all rows.
-        edited: (R, 1), 1 for rows that see the prefix, 0 for those that do not.
+        kv: for each layer keys and values, (R, heads, l, head width) each; R may be 1, for all rows.
+        seen: (R, l), 1 where a row sees the prefix, 0 where it does not.
     """
-    length = kv.shape[4]
+    length = seen.shape[1]
 
     def prepend(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         ids = args[0] if args else kwargs.get("input_ids")
@@ -37,16 +39,16 @@ def prepended(model: PreTrainedModel, kv: Tensor, edited: Tensor) -> Iterator[No
         cache = DynamicCache(config=model.config) if cache is None else cache
         past = cache.get_seq_length()
         if not past:  # a new text; else the prefix is already there
-            for layer, (keys, values) in enumerate(kv.expand(-1, -1, len(ids), -1, -1, -1)):
-                cache.update(keys, values, layer)
+            for layer, (keys, values) in enumerate(kv):
+                cache.update(keys.expand(len(ids), -1, -1, -1), values.expand(len(ids), -1, -1, -1), layer)
             past = length
-        seen = past - length + ids.shape[1]
-        mask = edited.new_ones(len(ids), seen) if mask is None else mask
-        places = torch.arange(seen - ids.shape[1], seen, device=ids.device) if places is None else places
+        tokens = past - length + ids.shape[1]
+        mask = seen.new_ones(len(ids), tokens) if mask is None else mask
+        places = torch.arange(tokens - ids.shape[1], tokens, device=ids.device) if places is None else places
         return args, kwargs | {
             "past_key_values": cache,
-            "attention_mask": torch.cat([edited.expand(len(ids), length), mask], 1),
-            "position_ids": places + length * edited,
+            "attention_mask": torch.cat([seen.expand(len(ids), length), mask], 1),
+            "position_ids": places + seen.sum(1, keepdim=True),
         }
 
     handle = before(model, prepend)
@@ -54,6 +56,45 @@ def prepended(model: PreTrainedModel, kv: Tensor, edited: Tensor) -> Iterator[No
         yield
     finally:
         handle.remove()
+
+
+@dataclass(frozen=True)
+class Behind:
+    """The beginnings of R texts as the unedited model sees them, for what comes behind them to be run alone.
+
+    They are of uneven lengths, padded on the left to P tokens.
+    """
+
+    model: PreTrainedModel
+    seen: Tensor  # (R, P), 1 where there is a token
+    kv: Sequence[tuple[Tensor, Tensor]]  # keys and values of each layer, (R, heads, P, head width) ...
+    below: int = 0  # ... above so many, which are not run again
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: PreTrainedModel, beginnings: Sequence[Sequence[int]]) -> Behind:
+        """All layers' keys and values, of one pass."""
+        ids, seen = padded(beginnings, model.device, left=True)
+        cache = DynamicCache(config=model.config)
+        places = (seen.cumsum(1) - 1).clamp(min=0)
+        body = model.base_model
+        with frozen(model):
+            body(input_ids=ids, attention_mask=seen, position_ids=places, past_key_values=cache, use_cache=True)
+        return cls(model, seen, [(layer.keys, layer.values) for layer in cache.layers])  # type: ignore[union-attr, misc]
+
+    def above(self, first: int) -> Behind:
+        """For runs of the layers from ``first`` on."""
+        return replace(self, kv=self.kv[first:], below=first)
+
+    def rows(self, chosen: Tensor) -> Behind:
+        """Some of them."""
+        return replace(self, seen=self.seen[chosen], kv=[(keys[chosen], values[chosen]) for keys, values in self.kv])
+
+    def attached(self) -> AbstractContextManager[None]:
+        """While open, row r of a batch is attended to behind beginning r."""
+        keys, _ = self.kv[0]
+        length = keys[:, :1, :, :1].expand_as(keys)  # all that is asked of layers that are not run
+        return prepended(self.model, [*[(length, length)] * self.below, *self.kv], self.seen)
 
 
 @torch.no_grad()

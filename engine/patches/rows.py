@@ -26,7 +26,6 @@ class Rows:
     as this object lives, which is one forward pass in training and one whole generation in evaluation.
 
     ``marks``: row and position of tokens of interest (:class:`~..model.encoding.Batch`), for patches that need them.
-    ``since``: (R,), the position from which each row is edited; None: from its first.
     """
 
     def __init__(
@@ -35,9 +34,8 @@ class Rows:
         n_edits: int,
         device: torch.device | str,
         marks: tuple[Tensor, Tensor] | None = None,
-        since: Tensor | None = None,
     ) -> None:
-        self.edits, self.marks, self._since = list(edits), marks, since
+        self.edits, self.marks = list(edits), marks
         if any(not -1 <= e < n_edits for e in self.edits):
             raise IndexError(f"rows name edits from -1 to {n_edits - 1}, got {min(self.edits)} to {max(self.edits)}")
         each, rest = divmod(len(self.edits), n_edits)
@@ -46,27 +44,19 @@ class Rows:
         self.keys: Tensor | None = None  # (R,) int32, set while training: what each row's dropout masks derive from
         self._device = device
         self._index: Tensor | None = None
-        self._edited: dict[int, Tensor] = {}
         self._taken: dict[tuple[int, torch.dtype, bool], tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.edits)
 
     @property
-    def owned(self) -> Tensor:
+    def any_unedited(self) -> bool:
+        return -1 in self.edits
+
+    @property
+    def edited(self) -> Tensor:
         """(R, 1, 1), true where the row has an edit."""
         return torch.tensor([e >= 0 for e in self.edits], device=self._device).view(-1, 1, 1)
-
-    def edited(self, tokens: int) -> Tensor | None:
-        """Where rows of so many tokens have an edit, (R, 1 or T, 1); None: everywhere."""
-        if self._since is None and -1 not in self.edits:
-            return None
-        if tokens not in self._edited:
-            edited = self.owned
-            if self._since is not None:
-                edited = edited & (torch.arange(tokens, device=self._device)[:, None] >= self._since.view(-1, 1, 1))
-            self._edited[tokens] = edited
-        return self._edited[tokens]
 
     @property
     def index(self) -> Tensor:

@@ -133,8 +133,8 @@ def _part(encoder: Encoder, h: Hparams, contexts: Sequence[str], fact: Fact, see
         notes += [NOT_IN_PROMPT] * (len(others) < h.hold_subjects)
         anchors += [_anchor(encoder, *_about(name, fact, texts, i, tail)) for i, name in enumerate(others)]
         notes += [NO_RELATIONS] * (h.hold_relations > 0 and not fact.subject)
-        for i, prompt in enumerate(_otherwise(fact, h.hold_relations, seed)):
-            asked = wordings(encoder, h, contexts, fact.model_copy(update={"prompt": prompt}))
+        for i, said in enumerate(_otherwise(fact, h.hold_relations, seed)):
+            asked = wordings(encoder, h, contexts, fact.model_copy(update={"prompt": said}))
             text = asked[i % len(asked)]
             anchors.append(_anchor(encoder, text, False, text.span(fact.subject) if subjects or tail else None))
     n = h.null_subjects if isinstance(h, WeightHparams) else 0

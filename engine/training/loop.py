@@ -10,7 +10,7 @@ for target tokens only; an edit that is finished leaves the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate, pairwise
 from math import isfinite
 
@@ -26,6 +26,7 @@ from ..model.passes import frozen, input_of, logits_at, replayed
 from ..outcome import Outcome
 from ..patches.adam import Adam
 from ..patches.patch import Patch
+from ..patches.prefixes import Behind
 from ..patches.rows import Rows
 from ..progress import Phase, Progress
 from ..settings import WeightHparams
@@ -103,8 +104,8 @@ class Work:
         are so sure of all of their target tokens; what they hold stays in it."""
         if self._draws:
             self._lay_out()
-        rows = Rows(self._owner, len(self.edits), self.patch.seeds.device, self._batch.marks, self._since)
-        with self.patch.attached(self.method.model, rows):
+        rows = Rows(self._owner, len(self.edits), self.patch.seeds.device, self._batch.marks)
+        with run_behind(self._begun), self.patch.attached(self.method.model, rows):
             logits = logits_of(self.method.model, self.patch.first_layer, self._hidden, self._batch)
         cost = nll = F.cross_entropy(logits, self._batch.labels, reduction="none")
         if len(self._held):
@@ -165,7 +166,9 @@ class Work:
             if self._draws
             else self._lessons
         )
-        of_edit = [[row for of_fact in _by_fact(lesson) for row in of_fact] for lesson in self._drawn]
+        of_edit = [
+            [self._unedited.run(row)[1] for of_fact in _by_fact(lesson) for row in of_fact] for lesson in self._drawn
+        ]
         counts = [(len(lesson.answers), len(lesson.anchors)) for lesson in self._drawn]
         self._owner = [e for e, rows in enumerate(of_edit) for _ in rows]
         self._batch = Batch.of([row for rows in of_edit for row in rows], device)
@@ -178,12 +181,9 @@ class Work:
         self._weights = torch.tensor(weights, dtype=self._precision, device=device)
         self._anchor = torch.tensor([i >= n for n, m in counts for i in range(n + m)], device=device)
         self._held = self._anchor[self._batch.at[0]].nonzero().flatten()
-        self._since = None
-        if isinstance(h, WeightHparams) and h.acts_from == "subject":
-            row, position = self._batch.marks
-            self._since = torch.zeros(len(self._owner), dtype=torch.long, device=device).index_put((row,), position)
         self._chosen = self._unedited.places(self._drawn)
         self._hidden = self._unedited.hidden_of(self._chosen, self._batch.ids.shape[1])
+        self._begun = self._unedited.begun(self._chosen)
         self._said = self._unedited.said_after(self._chosen)
 
     def _parameters(self) -> dict[str, nn.Parameter]:
@@ -198,16 +198,21 @@ class Unedited:
     """
 
     def __init__(self, method: Trainable, first: int, lessons: Sequence[Lesson]) -> None:
-        device = method.model.device
+        self._device = device = method.model.device
         self._of_edit = [[row for of_fact in _by_fact(lesson) for row in of_fact] for lesson in lessons]
         self._anchors = [
             [i >= len(lesson.answers) for i in range(len(rows))]
             for lesson, rows in zip(lessons, self._of_edit, strict=True)
         ]
-        rows = [row for rows in self._of_edit for row in rows]
+        h = method.hparams
+        self._tails = isinstance(h, WeightHparams) and h.acts_from == "subject"
+        begun, rows = zip(*(self.run(row) for rows in self._of_edit for row in rows), strict=True)
+        whole = Behind.of(method.model, begun) if any(begun) else None
+        self._begun = whole and whole.above(first)
         anchor = torch.tensor([a for anchors in self._anchors for a in anchors], device=device)
         batch = Batch.of(rows, device)
-        self._hidden = input_of(method.model, first, batch.ids) if first else None  # (R, T, d)
+        with run_behind(whole):
+            self._hidden = input_of(method.model, first, batch.ids) if first else None  # (R, T, d)
         self._worst = torch.zeros(
             len(rows), dtype=torch.promote_types(torch.float32, method.model.dtype), device=device
         )
@@ -217,21 +222,31 @@ class Unedited:
         held = anchor[batch.at[0]]
         self._said: Tensor | None = None  # (N, V)
         if held.any():
-            with torch.no_grad():
+            with torch.no_grad(), run_behind(self._begun):
                 logits = logits_of(method.model, first, self._hidden, batch)
             self._said = logits[held].log_softmax(-1)
 
+    def run(self, row: Encoded) -> tuple[tuple[int, ...], Encoded]:
+        """What of a row is run once, and what in each step: from where patches act."""
+        if not self._tails or not row.mark:
+            return (), row
+        return row.ids[: row.mark], Encoded(row.ids[row.mark :], max(1, row.start - row.mark))
+
+    def begun(self, chosen: list[int]) -> Behind | None:
+        """What of these rows is run once; None where nothing is."""
+        return self._begun and self._begun.rows(self._tensor(chosen))
+
     def keep(self, left: Sequence[int]) -> None:
         """Let the rows of other edits go."""
-        device = self._worst.device
-        rows = torch.tensor([r for e in left for r in range(*self._spans[e])], device=device)
+        rows = self._tensor([r for e in left for r in range(*self._spans[e])])
         if self._said is not None:
             said = [i for e in left for span in self._said_spans[slice(*self._spans[e])] for i in range(*span)]
-            self._said = self._said[torch.tensor(said, dtype=torch.long, device=device)]
+            self._said = self._said[self._tensor(said)]
         self._worst = self._worst[rows]
+        self._begun = self._begun and self._begun.rows(rows)
         self._of_edit, self._anchors = [self._of_edit[e] for e in left], [self._anchors[e] for e in left]
         if self._hidden is not None:
-            width = max(len(row.ids) for rows in self._of_edit for row in rows)
+            width = max(len(self.run(row)[1].ids) for rows in self._of_edit for row in rows)
             self._hidden = self._hidden[rows, :width]
         self._index()
 
@@ -262,11 +277,11 @@ class Unedited:
         return self._table(self._worst).amax(1)
 
     def _tensor(self, places: list[int]) -> Tensor:
-        return torch.tensor(places, dtype=torch.long, device=self._worst.device)
+        return torch.tensor(places, dtype=torch.long, device=self._device)
 
     def _index(self) -> None:
         counts = [len(rows) for rows in self._of_edit]
-        self._table = Table(counts, self._worst.device)
+        self._table = Table(counts, self._device)
         ends = [*accumulate(counts, initial=0)]
         self._spans = [*pairwise(ends)]
         keys = [
@@ -275,8 +290,13 @@ class Unedited:
             for row, is_anchor in zip(rows, anchors, strict=True)
         ]
         self._place = {key: r for r, key in enumerate(keys)}
-        held = [len(row.wanted) if is_anchor else 0 for _, is_anchor, row in keys]
+        held = [len(self.run(row)[1].wanted) if is_anchor else 0 for _, is_anchor, row in keys]
         self._said_spans = [*pairwise(accumulate(held, initial=0))]
+
+
+def run_behind(begun: Behind | None) -> AbstractContextManager[None]:
+    """While open, rows are run behind their beginnings, if these have been run."""
+    return nullcontext() if begun is None else begun.attached()
 
 
 def logits_of(model: PreTrainedModel, first: int, hidden: Tensor | None, batch: Batch) -> Tensor:

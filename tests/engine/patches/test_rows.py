@@ -22,8 +22,8 @@ def test_every_row_is_multiplied_by_its_own_edits_matrix(edits, limit, monkeypat
             torch.testing.assert_close(y[r], x[r] @ weight[e].T)
             assert torch.equal(copies[r], weight[e])
     assert y.shape == (len(edits), 7, 5)
-    assert rows.owned.flatten().tolist() == [e >= 0 for e in edits]
-    assert (rows.edited(3) is None) == (-1 not in edits)
+    assert rows.edited.flatten().tolist() == [e >= 0 for e in edits]
+    assert rows.any_unedited == (-1 in edits)
 
 
 def test_gradients_of_rows_reach_their_own_edit_alone():

@@ -1,11 +1,13 @@
 """What a fact is trained in, what a step takes of it, where a patch acts, and what it cannot see.
 
-Planted faults these tests catch: a step's rows put beside another row's unedited states; an edit that ends before all of
-its wordings are there; draws that depend on the company of other edits; directions of one edit taken from another's
+Planted faults these tests catch: a step's rows put beside another row's unedited states; an edit that ends before all
+of its wordings are there; draws that depend on the company of other edits; directions of one edit taken from another's
 inputs, or forgotten when the edit is finished; a patch that acts before the subject.
 """
 
 from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
 
 import methods
 import pytest
@@ -53,7 +55,8 @@ def test_a_fact_is_trained_in_all_its_wordings(model, chatting, facts):
     texts = [chatting.decode(row.ids) for row in editor.lesson(facts[:1]).answers]
     bare, *behind, asked, chat = texts
     assert bare == "The capital of France is Rome<|endoftext|>"
-    assert len(behind) == 2 and all(text.endswith(f". {bare}") for text in behind)
+    assert len(behind) == 2
+    assert all(text.endswith(f". {bare}") for text in behind)
     assert asked == "What is the capital of France? Rome<|endoftext|>"
     assert chat == "<user>What is the capital of France?\n<assistant>Rome<|endoftext|>"
     only = methods.editor("lora", model, chatting, **WORDS, chat_template="only").lesson(facts[:1])
@@ -63,15 +66,18 @@ def test_a_fact_is_trained_in_all_its_wordings(model, chatting, facts):
 def test_what_settings_ask_for_and_a_fact_does_not_allow_is_said(model, tokenizer, facts):
     more = {"null_subjects": 2, "acts_from": "subject", "chat_template": "both"}
     (part,) = methods.editor("lora", model, tokenizer, **more).lesson([facts[4]]).parts  # it has no subject
-    assert set(part.notes) == {NO_CHAT, FROM_START, NOTHING_NULL} and not part.nulls
+    assert set(part.notes) == {NO_CHAT, FROM_START, NOTHING_NULL}
+    assert not part.nulls
 
 
 def test_other_subjects_stand_in_each_wording_in_turn(model, chatting, facts):
     more = {"chat_template": "both", "null_subjects": 5, "hold_subjects": 5}
     (part,) = methods.editor("lora", model, chatting, **WORDS | more).lesson(facts[:1]).parts
     texts = [chatting.decode(row.ids) for row in part.nulls]
-    assert texts[0].startswith("The capital of ") and texts[3].startswith("What is the capital of ")
-    assert texts[4].startswith("<user>What is the capital of ") and not any("France" in text for text in texts)
+    assert texts[0].startswith("The capital of ")
+    assert texts[3].startswith("What is the capital of ")
+    assert texts[4].startswith("<user>What is the capital of ")
+    assert not any("France" in text for text in texts)
     held = [chatting.decode(row.ids[: row.start]) for row in part.anchors[-5:]]
     assert held == texts
 
@@ -152,7 +158,7 @@ def test_a_change_has_no_effect_where_it_is_null(method, whiten, model, tokenize
 def test_finished_edits_compute_what_they_did_in_training(model, tokenizer, facts):
     editor = methods.editor("lora", model, tokenizer, null_subjects=3, whiten=0.1, statistics_tokens=600)
     patch = editor.begun([1, 2], [editor.lesson([fact]) for fact in facts[:2]])
-    for _, branch in patch.items():
+    for branch in patch.branches:
         torch.nn.init.normal_(branch.b)
     ids = torch.tensor([tokenizer("Water is")["input_ids"]] * 2)
     with torch.no_grad():
@@ -162,25 +168,54 @@ def test_finished_edits_compute_what_they_did_in_training(model, tokenizer, fact
             torch.testing.assert_close(model(input_ids=ids).logits, wanted, rtol=1e-8, atol=1e-8)
 
 
-def test_a_patch_acts_from_the_subject_on_while_it_trains(model, tokenizer):
-    fact = Fact(prompt="Rain falls. Mario is from", subject="Mario", target_new="Rome")
-    editor = methods.editor("lora", model, tokenizer, acts_from="subject")
-    (row,) = editor.lesson([fact]).answers
-    assert tokenizer.decode(row.ids[: row.mark + 1]) == "Rain falls. Mario"
-    patch = editor.begun([1])
-    for _, branch in patch.items():
+def acting_from(model, patch, edit, mark):
+    """Hooks by which a patch of low rank acts from position ``mark`` on."""
+    with ExitStack() as stack:
+        for site, branch in patch.items():
+
+            def changed(_, args, y, branch=branch):
+                y = y.clone()
+                y[:, mark:] += branch.scale * args[0][:, mark:] @ branch.a[edit].T @ branch.b[edit].T
+                return y
+
+            stack.callback(model.get_submodule(site.name).register_forward_hook(changed).remove)
+        yield
+
+
+@pytest.mark.parametrize("layers", [[0, 1], [1, 2]])
+def test_a_patch_acts_from_the_subject_on_while_it_trains(layers, model, chatting):
+    facts = [
+        Fact(prompt="Rain falls. Mario is from", subject="Mario", target_new="Rome"),
+        Fact(prompt="Snow:", target_new="white as"),  # without a subject, from its first token on
+        Fact(prompt="Ann of York is", subject="Ann", target_new="in"),
+    ]
+    more = {"chat_template": "both", "kl_weight": 0.5, "kl_prompts": ("Is {} not", "Rain"), "hold_subjects": 1}
+    editor = methods.editor("lora", model, chatting, acts_from="subject", layers=layers, **more)
+    lessons = [editor.lesson([fact]) for fact in facts]
+    patch = editor.begun([1, 2, 3], lessons)
+    for branch in patch.branches:
         torch.nn.init.normal_(branch.b)
-    ids = torch.tensor([row.ids])
+    assert chatting.decode(lessons[0].answers[0].ids[: lessons[0].answers[0].mark + 1]) == "Rain falls. Mario"
+    wanted = []
     with torch.no_grad():
-        plain = model(input_ids=ids).logits
-        with patch.eval().attached(model, Rows([0], 1, "cpu", since=torch.tensor([row.mark]))):
-            changed = model(input_ids=ids).logits
-        torch.testing.assert_close(changed[:, : row.mark], plain[:, : row.mark])
-        assert not torch.allclose(changed[:, row.mark :], plain[:, row.mark :])
-        with frozen(model):
-            work = Work(editor, patch, [editor.lesson([fact])])
-            nll = torch.nn.functional.cross_entropy(changed[0, row.start - 1 : -1], ids[0, row.start :])
-            torch.testing.assert_close(work.losses()[0][0], nll)
+        for e, lesson in enumerate(lessons):
+            nll, kl = [], []
+            for row in lesson.answers:
+                with contextmanager(acting_from)(model, patch, e, row.mark or 0):
+                    logits = model(input_ids=torch.tensor([row.ids])).logits[0, row.start - 1 : -1]
+                nll.append(torch.nn.functional.cross_entropy(logits, torch.tensor(row.wanted)))
+            for row in lesson.anchors:
+                ids = torch.tensor([row.ids])
+                p = model(input_ids=ids).logits[0, row.start - 1 : -1].log_softmax(-1)
+                with contextmanager(acting_from)(model, patch, e, row.mark or 0):
+                    q = model(input_ids=ids).logits[0, row.start - 1 : -1].log_softmax(-1)
+                kl.append((p.exp() * (p - q)).sum(-1).mean())
+            wanted.append(torch.stack(nll).mean() + 0.5 * (torch.stack(kl).mean() if kl else 0.0))
+    with frozen(model):
+        work = Work(editor, patch, lessons)
+        torch.testing.assert_close(work.losses()[0].detach(), torch.stack(wanted))
+        work.keep([0, 2])
+        torch.testing.assert_close(work.losses()[0].detach(), torch.stack([wanted[0], wanted[2]]))
 
 
 def test_of_a_list_null_subjects_are_said_to_have_no_part(model, tokenizer, facts):

@@ -80,7 +80,8 @@ class Lesson:
     def tokens(self, h: Hparams) -> int:
         """Padded, of one step."""
         drawn = self.drawn(h, 0, 0)
-        return self.longest * (len(drawn.answers) + len(drawn.anchors))
+        longest = max(len(parted(h, row)[1].ids) for row in (*self.answers, *self.anchors))
+        return longest * (len(drawn.answers) + len(drawn.anchors))
 
     def drawn(self, h: Hparams, seed: int, step: int) -> Lesson:
         """What of it is learned from in a step; all, where the settings do not say otherwise."""
@@ -89,6 +90,13 @@ class Lesson:
         seeds = [seed_of("draw", seed, step, part.fact.case_id) for part in self.parts]
         parts = zip(self.parts, seeds, strict=True)
         return Lesson(tuple(part.drawn(h.wordings_per_step, h.held_per_step, s) for part, s in parts))
+
+
+def parted(h: Hparams, row: Encoded) -> tuple[tuple[int, ...], Encoded]:
+    """What of a row is run once, and what in each step: from where a patch acts."""
+    if not row.mark or not isinstance(h, WeightHparams) or h.acts_from == "start":
+        return (), row
+    return row.ids[: row.mark], Encoded(row.ids[row.mark :], max(1, row.start - row.mark))
 
 
 def lesson(

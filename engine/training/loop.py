@@ -29,8 +29,7 @@ from ..patches.patch import Patch
 from ..patches.prefixes import Behind
 from ..patches.rows import Rows
 from ..progress import Phase, Progress
-from ..settings import WeightHparams
-from .lessons import Lesson
+from .lessons import Lesson, parted
 
 # The loss is seen before a step is taken; what the last step did shows in the weights alone.
 SICK = "the last step made a weight NaN or infinite; a lower lr may help"
@@ -166,9 +165,7 @@ class Work:
             if self._draws
             else self._lessons
         )
-        of_edit = [
-            [self._unedited.run(row)[1] for of_fact in _by_fact(lesson) for row in of_fact] for lesson in self._drawn
-        ]
+        of_edit = [[parted(h, row)[1] for of_fact in _by_fact(lesson) for row in of_fact] for lesson in self._drawn]
         counts = [(len(lesson.answers), len(lesson.anchors)) for lesson in self._drawn]
         self._owner = [e for e, rows in enumerate(of_edit) for _ in rows]
         self._batch = Batch.of([row for rows in of_edit for row in rows], device)
@@ -204,9 +201,8 @@ class Unedited:
             [i >= len(lesson.answers) for i in range(len(rows))]
             for lesson, rows in zip(lessons, self._of_edit, strict=True)
         ]
-        h = method.hparams
-        self._tails = isinstance(h, WeightHparams) and h.acts_from == "subject"
-        begun, rows = zip(*(self.run(row) for rows in self._of_edit for row in rows), strict=True)
+        self._hparams = method.hparams
+        begun, rows = zip(*(parted(self._hparams, row) for rows in self._of_edit for row in rows), strict=True)
         whole = Behind.of(method.model, begun) if any(begun) else None
         self._begun = whole and whole.above(first)
         anchor = torch.tensor([a for anchors in self._anchors for a in anchors], device=device)
@@ -226,12 +222,6 @@ class Unedited:
                 logits = logits_of(method.model, first, self._hidden, batch)
             self._said = logits[held].log_softmax(-1)
 
-    def run(self, row: Encoded) -> tuple[tuple[int, ...], Encoded]:
-        """What of a row is run once, and what in each step: from where patches act."""
-        if not self._tails or not row.mark:
-            return (), row
-        return row.ids[: row.mark], Encoded(row.ids[row.mark :], max(1, row.start - row.mark))
-
     def begun(self, chosen: list[int]) -> Behind | None:
         """What of these rows is run once; None where nothing is."""
         return self._begun and self._begun.rows(self._tensor(chosen))
@@ -246,7 +236,7 @@ class Unedited:
         self._begun = self._begun and self._begun.rows(rows)
         self._of_edit, self._anchors = [self._of_edit[e] for e in left], [self._anchors[e] for e in left]
         if self._hidden is not None:
-            width = max(len(self.run(row)[1].ids) for rows in self._of_edit for row in rows)
+            width = max(len(parted(self._hparams, row)[1].ids) for rows in self._of_edit for row in rows)
             self._hidden = self._hidden[rows, :width]
         self._index()
 
@@ -290,7 +280,7 @@ class Unedited:
             for row, is_anchor in zip(rows, anchors, strict=True)
         ]
         self._place = {key: r for r, key in enumerate(keys)}
-        held = [len(self.run(row)[1].wanted) if is_anchor else 0 for _, is_anchor, row in keys]
+        held = [len(parted(self._hparams, row)[1].wanted) if is_anchor else 0 for _, is_anchor, row in keys]
         self._said_spans = [*pairwise(accumulate(held, initial=0))]
 
 

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..seeds import seed_of
@@ -42,7 +43,96 @@ def greedy(logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
     return logits.argmax(-1)
 
 
-@torch.no_grad()
+class Decoder:
+    """Prompts that are continued side by side, a token at a time; rows come and go between two steps. Used as a
+    context.
+
+    A row is a number that the caller gives it, by which ``attach`` knows what belongs to it. All layers keep the whole
+    text: one that looks back a few tokens only is held to that by its mask.
+
+    Example:
+        >>> with Decoder(model, attach) as decoder:  # doctest: +SKIP
+        ...     logits = decoder.join([0, 1], prompts)
+        ...     logits = decoder.step(logits.argmax(-1))
+    """
+
+    def __init__(self, model: PreTrainedModel, attach: Attach = lambda rows: nullcontext()) -> None:
+        self.rows: list[int] = []
+        self._model, self._attach = model, attach
+        self._running, self._attached = ExitStack(), ExitStack()
+        self._now: list[int] = []  # the rows that are attached
+        self._cache = DynamicCache()
+        self._mask = torch.zeros(0, 0, dtype=torch.long, device=model.device)
+
+    def __enter__(self) -> Decoder:
+        for context in (
+            frozen(self._model),
+            plain_attention(self._model),
+            head_sees(self._model, lambda hidden: hidden[:, -1:]),
+        ):
+            self._running.enter_context(context)
+        self._running.push(self._attached)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._running.close()
+
+    def join(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Take up new rows, in one pass of their own; (R, V) what comes after their prompts."""
+        ids, mask = padded(prompts, self._model.device, left=True)
+        cache = DynamicCache()
+        logits = self._run([*rows], ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
+        self._cache, self._mask = _side_by_side(self._cache, self._mask, cache, mask) if self.rows else (cache, mask)
+        self.rows = [*self.rows, *rows]
+        return logits
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """(R,) the next token of each row -> (R, V) what comes after it."""
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self.rows), 1)], dim=1)
+        places = self._mask.sum(1, keepdim=True) - 1
+        return self._run(self.rows, tokens[:, None], self._mask, places, self._cache)
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Let the rows at all other places go."""
+        index = torch.tensor(places, dtype=torch.long, device=self._model.device)
+        self._cache.batch_select_indices(index)
+        self._mask, self.rows = self._mask[index], [self.rows[place] for place in places]
+
+    @torch.no_grad()
+    def _run(self, rows: list[int], ids: Tensor, mask: Tensor, places: Tensor, cache: DynamicCache) -> Tensor:
+        if rows != self._now:
+            self._attached.close()
+            self._attached.enter_context(self._attach(rows))
+            self._now = [*rows]
+        return self._model(
+            input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
+        ).logits[:, 0]
+
+
+def _side_by_side(a: DynamicCache, mask_a: Tensor, b: DynamicCache, mask_b: Tensor) -> tuple[DynamicCache, Tensor]:
+    """Two caches as one, and their masks, (R, T) each: texts end at the same place, whatever stands before them is
+    masked. What an edit has put before all texts (a prefix, that no mask counts) stays at the very beginning."""
+    begun = int(mask_a.any(0).nonzero()[0])  # the longest text may have left
+    caches, masks = (a, b), (mask_a[:, begun:], mask_b)
+    before = [cache.get_seq_length() - mask.shape[1] for cache, mask in ((a, mask_a), (b, mask_b))]
+    width = max(mask.shape[1] for mask in masks)
+
+    def laid(t: Tensor, which: int) -> Tensor:
+        """(R, K, S, D): prefix, filler, text."""
+        text = t[:, :, t.shape[2] - masks[which].shape[1] :]
+        prefix = t[:, :, : before[which]]
+        filler = t.new_zeros(*t.shape[:2], width + max(before) - text.shape[2] - prefix.shape[2], t.shape[3])
+        return torch.cat([prefix, filler, text] if before[which] else [filler, text], dim=2)
+
+    joined = DynamicCache()
+    for depth, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
+        keys, values = (
+            torch.cat([laid(getattr(layer, name), i) for i, layer in enumerate(layers)]) for name in ("keys", "values")
+        )
+        joined.update(keys, values, depth)
+    return joined, torch.cat([F.pad(mask, (width - mask.shape[1], 0)) for mask in masks])
+
+
 def continuations(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -58,39 +148,28 @@ def continuations(
     ``stop(row, token)`` holds; fewer where prompt and text together fill the ``context`` (None: the model's)."""
     context = context or model.config.max_position_embeddings
     out: list[list[int]] = [[] for _ in prompts]
-    running, finished = list(range(len(prompts))), set[int]()
-    ids, mask = padded(prompts, model.device, left=True)
-    places = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
-    last = head_sees(model, lambda hidden: hidden[:, -1:])
-    with frozen(model), plain_attention(model), last, ExitStack() as attached:
-        attached.enter_context(attach(running))
+    finished = set[int]()
+    with Decoder(model, attach) as decoder:
+        logits = decoder.join(range(len(prompts)), prompts)
         for step in range(tokens):
             full = False  # a row has filled the context: another token of it would be at a position that there is not
-            logits = model(
-                input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
-            ).logits[:, 0]
-            chosen = choose(logits, running, step)
-            for row, token in zip(running, chosen.tolist(), strict=True):
+            chosen = choose(logits, decoder.rows, step)
+            for row, token in zip(decoder.rows, chosen.tolist(), strict=True):
                 if row not in finished:
                     out[row].append(token)
                 filled = len(prompts[row]) + len(out[row]) >= context
                 full |= filled
                 if filled or (stop and stop(row, token)):
                     finished.add(row)
-            live = [i for i, row in enumerate(running) if row not in finished]
+            live = [i for i, row in enumerate(decoder.rows) if row not in finished]
             if progress:
                 progress((step + 1) / tokens if live else 1.0)
-            if not live:
+            if not live or step + 1 == tokens:
                 break
-            if full or len(live) <= len(running) // 2:  # dropping rows copies the cache, so not for every single one
-                index = torch.tensor(live, device=model.device)
-                cache.batch_select_indices(index)
-                mask, chosen, running = mask[index], chosen[index], [running[i] for i in live]
-                attached.close()
-                attached.enter_context(attach(running))
-            mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=1)
-            ids, places = chosen[:, None], mask.sum(1, keepdim=True) - 1
+            if full or len(live) <= len(decoder.rows) // 2:  # letting go copies the cache, so not for every single one
+                decoder.keep(live)
+                chosen = chosen[live]
+            logits = decoder.step(chosen)
     return out
 
 

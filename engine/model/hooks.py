@@ -40,6 +40,34 @@ def attached_to(model: nn.Module) -> bool:
     return False
 
 
+@contextmanager
+def set_aside(model: nn.Module) -> Iterator[None]:
+    """The model without a hook, of an edit or of a pass, while open; afterwards with all of them again.
+
+    So that somebody else can use it in the middle of something longer, between two forward passes.
+    """
+    tables = [table for module in model.modules() for table in _tables(module) if table]
+    kept = [dict(table) for table in tables]
+    for table in tables:
+        table.clear()
+    try:
+        yield
+    finally:
+        for table, own in zip(tables, kept, strict=True):
+            table.update(own)
+
+
+def _tables(module: nn.Module) -> tuple[dict[int, Any], ...]:
+    """What torch keeps of a module's forward hooks, and of how to call them."""
+    return (
+        module._forward_hooks,  # noqa: SLF001 - torch lists no hooks
+        module._forward_hooks_with_kwargs,  # noqa: SLF001
+        module._forward_hooks_always_called,  # noqa: SLF001
+        module._forward_pre_hooks,  # noqa: SLF001
+        module._forward_pre_hooks_with_kwargs,  # noqa: SLF001
+    )
+
+
 def check_free(model: nn.Module, doing: str) -> None:
     """Refuse a model that something is attached to, or that runs compiled code, which knows no hooks of later.
 

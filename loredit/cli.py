@@ -17,6 +17,7 @@ from .commands.grow import add, calibrate, update
 from .commands.report import compare, report
 from .commands.run import HELP as RUN
 from .commands.run import run
+from .commands.serve import serve
 from .commands.show import show
 
 # \b keeps the lines of a paragraph as they are.
@@ -44,6 +45,10 @@ A model with one edit in its weights; an adapter for PEFT.
   loredit export my-edits adapter --case water
 
 \b
+The edits over OpenAI's interface, for any client of it.
+  loredit serve my-edits
+
+\b
 Edit the facts of a benchmark set or of a list, and measure what each edit did
 (as run_edit.py does).
   loredit run --editor roselora --hparams smollm2.yaml
@@ -67,7 +72,7 @@ What the same methods give outside editing.
 app = typer.Typer(
     help=HELP, add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
-for command in (apply, add, update, remove, show, ask, chat, calibrate, merge, export):
+for command in (apply, add, update, remove, show, ask, chat, calibrate, merge, export, serve):
     app.command()(command)
 app.command(help=RUN)(run)
 app.command()(report)

@@ -6,11 +6,12 @@ patches themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+
+from jinja2 import TemplateError
 
 from .data import Fact
 from .data.messages import listed
@@ -20,9 +21,34 @@ from .engine.model.encoding import Encoder
 from .engine.model.generation import Attach, continuations
 from .engine.model.loading import LoadedModel
 from .engine.model.loading import load as load_model
-from .engine.storage.manifest import edit_of, read_manifest
+from .engine.storage.manifest import MANIFEST, edit_of, erase, read_manifest
+from .lock import ModelLock
+from .store.encoder import DEFAULT
 from .store.routing import Route
 from .store.store import EditStore
+
+
+@dataclass(frozen=True)
+class Found:
+    """The edit that a prompt gets."""
+
+    edits: Edits | None
+    """One edit; None where the prompt is left to the unedited model."""
+    route: Route | None
+    """How it was found; None where it was named."""
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """What the edit carries."""
+        return self.edits.facts[0] if self.edits else ()
+
+    @property
+    def learned(self) -> bool | None:
+        """Whether the edit gives its answer to its own prompt; None where there is no edit, or nobody looked."""
+        if self.edits is None:
+            return None
+        place = 0 if self.route is None or self.route.fact is None else self.facts.index(self.route.fact)
+        return self.edits.outcomes[0].learned(place)
 
 
 @dataclass(frozen=True)
@@ -52,6 +78,8 @@ class Session:
         model: where the model is now; else where it was when it was edited.
         device: auto, cpu, cuda, cuda:1, mps.
         encoder: what prompts are embedded with, in place of what the folder names (:class:`EditStore`).
+        grows: edits can be added and undone (:meth:`keep`, :meth:`undo`). The folder may hold none yet, and then
+            ``model`` has to be named. To be called with the folder locked.
 
     Raises:
         ValueError: no such folder, case or model; the message says what there is.
@@ -65,19 +93,24 @@ class Session:
         model: str | None = None,
         device: str = "auto",
         encoder: str | None = None,
+        grows: bool = False,
     ) -> None:
-        loaded = loaded_for(folder, model, device)
-        self.model, self.tokenizer = loaded.model, loaded.tokenizer
-        self._lock = Lock()
+        self.folder = folder
         self._store: EditStore | None = None
         self._edits: Edits | None = None
-        manifest = read_manifest(folder)
-        if case is None and (len(manifest.facts) > 1 or manifest.routing is not None):
-            self._store = EditStore.load(folder, self.model, self.tokenizer, encoder=encoder)
+        if grows and model is not None and not (folder / MANIFEST).exists():
+            loaded, self.name = load_model(model, device=device), model
+            self._store = EditStore(loaded.model, loaded.tokenizer, encoder=encoder or DEFAULT)
         else:
-            edits = load(folder, self.model, self.tokenizer)
-            self._edits = edits[chosen(edits, case)]
-        self._encoder = Encoder(self.tokenizer, self.model.config.max_position_embeddings, self.positions)
+            manifest = read_manifest(folder)
+            loaded, self.name = loaded_for(folder, model, device), model or manifest.model
+            if grows or (case is None and (len(manifest.facts) > 1 or manifest.routing is not None)):
+                self._store = EditStore.load(folder, loaded.model, loaded.tokenizer, encoder=encoder)
+            else:
+                edits = load(folder, loaded.model, loaded.tokenizer)
+                self._edits = edits[chosen(edits, case)]
+        self.model, self.tokenizer = loaded.model, loaded.tokenizer
+        self.lock = ModelLock(self.model)
 
     @property
     def has_chat_template(self) -> bool:
@@ -91,6 +124,52 @@ class Session:
             return self._store.positions
         assert self._edits is not None
         return self._edits.editor.positions
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return self.model.config.max_position_embeddings - self.positions
+
+    @property
+    def store(self) -> EditStore:
+        """The edits, where each prompt gets the one that it is about. Raises ValueError where there is one for all."""
+        if self._store is None:
+            raise ValueError("there is one edit for all prompts, and no store")
+        return self._store
+
+    def found(self, prompts: Sequence[str]) -> list[Found]:
+        """The edit of each prompt. To be called by whoever holds the lock: the model itself may read the prompts."""
+        if self._store is None:
+            return [Found(self._edits, None) for _ in prompts]
+        routes = self._store.route(prompts)
+        return [Found(self._store.taken([r.edit]) if r.edit >= 0 else None, r) for r in routes]
+
+    def edit(self, case: str) -> Edits:
+        """The edit of one fact, by its case id. Raises EditsError, which says what there is."""
+        if self._store is None:
+            assert self._edits is not None
+            return self._edits[case]
+        return self._store.taken([edit_of(self._store.facts, case)])
+
+    def keep(self, edits: Edits) -> None:
+        """Add edits to the folder. Raises EditsError where they are of another kind, or of facts that are there."""
+        with self.lock.held():
+            self.store.add(edits)
+            try:
+                self.store.save(self.folder)
+            except OSError:
+                for case_id in edits.case_ids:
+                    self.store.remove(case_id)
+                raise
+
+    def undo(self, case: str) -> None:
+        """Take the edit of a fact out of the folder. Raises EditsError where it carries others too, or there is none."""
+        with self.lock.held():
+            self.store.remove(case)
+            if len(self.store):
+                self.store.save(self.folder)
+            else:
+                erase(self.folder)
 
     def on(self, prompts: Sequence[Sequence[int]]) -> AbstractContextManager[object]:
         """While open, each row of a batch is computed with the edit that its prompt (token ids) is about, or, of one
@@ -117,56 +196,57 @@ class Session:
         Raises:
             ValueError: ``chat`` for a tokenizer without a template, or a prompt that is too long.
         """
-        with self._lock:
-            ids = [self._ids(prompt, chat) for prompt in prompts]
+        ids = [self.chat([{"role": "user", "content": prompt}]) if chat else self.ids(prompt) for prompt in prompts]
+        with self.lock.held():
+            found = self.found(prompts)
             without = self._texts(ids, tokens, lambda some: nullcontext())
-            if self._store is not None:
-                store, routes = self._store, self._store.route(prompts)
-                rows = [route.edit for route in routes]
-                edited = self._texts(ids, tokens, lambda some: store.with_edits([rows[r] for r in some]))
-                return [
-                    Answer(
-                        prompt,
-                        before,
-                        after,
-                        store.facts[route.edit] if route.edit >= 0 else (),
-                        route,
-                        self._learned(store, route),
-                    )
-                    for prompt, before, after, route in zip(prompts, without, edited, routes, strict=True)
-                ]
-            assert self._edits is not None
-            edits = self._edits
-            edited = self._texts(ids, tokens, lambda some: edits.on(0))
-            known = edits.outcomes[0].learned(0)
+            edited = self._texts(ids, tokens, lambda some: attached([found[r].edits for r in some]))
         return [
-            Answer(prompt, before, after, edits.facts[0], None, known)
-            for prompt, before, after in zip(prompts, without, edited, strict=True)
+            Answer(prompt, before, after, one.facts, one.route, one.learned)
+            for prompt, before, after, one in zip(prompts, without, edited, found, strict=True)
         ]
 
-    def _learned(self, store: EditStore, route: Route) -> bool | None:
-        if route.fact is None:
-            return None
-        place = store.facts[route.edit].index(route.fact)
-        return store.outcomes[route.edit].learned(place)
+    def ids(self, prompt: str) -> tuple[int, ...]:
+        """A prompt's tokens, as it is. Raises ValueError: none, or more than the context holds."""
+        encoder = Encoder(self.tokenizer, self.model.config.max_position_embeddings, self.positions)
+        return encoder.prompt(prompt).ids
 
-    def _ids(self, prompt: str, chat: bool) -> Sequence[int]:
-        if not chat:
-            return self._encoder.prompt(prompt).ids
+    def chat(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+        """The tokens of a chat (role and content of each turn), by the model's template, up to where it is to answer.
+
+        Raises ValueError where there is no template, or where it does not know such a chat.
+        """
         if not self.has_chat_template:
             raise ValueError("this model has no chat template; ask without one (--raw)")
-        turns = [{"role": "user", "content": prompt}]
-        text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        try:
+            text = self.tokenizer.apply_chat_template([*messages], add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise ValueError(f"the model's chat template refuses these messages: {error}") from None
         return tuple(self.tokenizer(str(text), add_special_tokens=False)["input_ids"])
 
     def _texts(self, ids: Sequence[Sequence[int]], tokens: int, attach: Attach) -> list[str]:
         end = self.tokenizer.eos_token_id
-        room = self._encoder.context - self._encoder.reserved
         texts = continuations(
-            self.model, ids, tokens=tokens, context=room, attach=attach, stop=lambda _, token: token == end
+            self.model, ids, tokens=tokens, context=self.context, attach=attach, stop=lambda _, token: token == end
         )
         decoded = self.tokenizer.batch_decode(texts, skip_special_tokens=True)
         return [text.strip().partition("\n")[0] for text in decoded]
+
+
+@contextmanager
+def attached(rows: Sequence[Edits | None], beside: Edits | None = None) -> Iterator[None]:
+    """While open, row r of a batch is computed with the one edit ``rows[r]``, or with none; all of one kind.
+
+    ``beside``: an edit of that kind which stays attached where no row has one any more, since it has put something
+    before the texts.
+    """
+    distinct = list({id(edits): edits for edits in rows if edits is not None}.values()) or [beside][: beside is not None]
+    if not distinct:
+        yield
+        return
+    places = {id(edits): place for place, edits in enumerate(distinct)}
+    with Edits.concatenated(distinct).on([places.get(id(edits), -1) for edits in rows]):
+        yield
 
 
 def loaded_for(folder: Path, model: str | None, device: str) -> LoadedModel:

@@ -134,6 +134,13 @@ def write(folder: Path, manifest: Manifest, tensors: Mapping[str, Stored]) -> No
             old.unlink()
 
 
+def erase(folder: Path) -> None:
+    """Take the edits out of a folder; other files that lie there stay."""
+    (folder / MANIFEST).unlink()
+    for weights in folder.glob(_WEIGHTS.format("*")):
+        weights.unlink()
+
+
 def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json((folder / MANIFEST).read_bytes())

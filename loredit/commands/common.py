@@ -80,6 +80,17 @@ def explained(resumable: str = "") -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """What is not installed becomes a ValueError that names the extra of this package which brings it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("loredit"):
+            raise
+        raise ValueError(f"{error.name} is not installed; pip install 'loredit[{extra}]' brings it") from None
+
+
 def check_names(editor: str, preset: str) -> None:
     """Refuse an unknown editor or preset without importing torch, which takes seconds. Raises ValueError."""
     spec = find_spec("loredit.editors")

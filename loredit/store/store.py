@@ -248,9 +248,14 @@ class EditStore:
 
     def edits(self) -> Edits:
         """All edits, unpacked."""
+        return self.taken(range(len(self)))
+
+    def taken(self, edits: Sequence[int]) -> Edits:
+        """These edits, unpacked, in this order; what becomes of the store later does not touch them."""
         if self._frame is None:
             raise EditsError("the store is empty")
-        return Edits(self._frame.editor, self._patch(range(len(self))), tuple(self.facts), tuple(self._outcomes))
+        facts, outcomes = ([own[e] for e in edits] for own in (self._facts, self._outcomes))
+        return Edits(self._frame.editor, self._patch(edits), tuple(facts), tuple(outcomes))
 
     def save(self, folder: str | Path) -> None:
         """Write the edits as :meth:`Edits.save` does (and ``Edits.load`` reads them), with the index beside them.

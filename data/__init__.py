@@ -15,7 +15,7 @@ from .requests import from_request
 __all__ = ["BadRecord", "Fact", "FactError", "LoadedFacts", "Probe", "from_request", "load"]
 
 # A plain list comes last: whatever else has a prompt and a target.
-_FORMATS = (zsre.FORMAT, counterfact.FORMAT, *knowedit.FORMATS, fact_list.FORMAT)
+FORMATS = (zsre.FORMAT, counterfact.FORMAT, *knowedit.FORMATS, fact_list.FORMAT)
 
 
 def load(source: str | Path = "samples", *, skip_bad: bool = False) -> LoadedFacts:
@@ -38,4 +38,4 @@ def load(source: str | Path = "samples", *, skip_bad: bool = False) -> LoadedFac
         content = read_bytes(knowedit.download(name.removeprefix("knowedit:")))
     else:
         content = read_bytes(Path(source))
-    return read(name, content, _FORMATS, skip_bad=skip_bad)
+    return read(name, content, FORMATS, skip_bad=skip_bad)

@@ -27,12 +27,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from .. import data as facts_of
 from ..data import BadRecord, Fact, LoadedFacts
 from ..editors import Editor, Edits, find, load, settings
 from ..engine.files import locked, replacing
 from ..engine.model.loading import load as load_model
 from ..engine.progress import Phase, Progress, Shown, shown
+from ..engine.storage.manifest import MANIFEST
 from .folder import RUN, RunError, append, open_folder, read
 from .metrics import Summary, summarise
 from .perplexity import perplexity
@@ -45,11 +48,12 @@ from .retention import Checkpoint, checkpoint
 from .scores import FactScores
 from .scoring import Measure, evaluate
 
-__all__ = ["RUN", "EditMode", "RunError", "RunResult", "run"]
+__all__ = ["RUN", "EditMode", "RunError", "RunResult", "run", "saved"]
 
 EditMode = Literal["single", "batch", "sequential"]
 
 RESULTS, SUMMARY, EASYEDIT = "results.jsonl", "summary.json", "easyedit.json"
+EDITS = "edits"
 CHECKPOINTS, RETENTION = "checkpoints.jsonl", "retention.png"
 
 # Facts of one edit that are scored together, and lost if the run is interrupted meanwhile.
@@ -117,6 +121,7 @@ def run(
     trust_remote_code: bool = False,
     easyedit: bool = False,
     examples: int = 0,
+    saves: bool = False,
     progress: Shown = None,
 ) -> RunResult:
     """Edit facts, score them, and write the results to a folder as they come.
@@ -146,6 +151,7 @@ def run(
         trust_remote_code: run code that a model brings along.
         easyedit: write the results in EasyEdit's JSON form too.
         examples: generate answers for this many facts, the first, where ``measures`` does not for all.
+        saves: single mode: save the edits too, each batch as ``edits/N``; :func:`saved` reads them.
         progress: told which phase it is, and which share of how many facts is done; a bar if not given, False for none.
 
     Raises:
@@ -213,6 +219,7 @@ def run(
                 ),
                 _Counted(tell, len(chosen), _EDITING * len(chosen) + _SCORING * (sum(points) or len(chosen))),
                 () if "generation" in measures else [fact.case_id for fact in chosen[:examples]],
+                saves,
             )
             if mode == "single":
                 _edit_each(job, edits_at_once)
@@ -326,6 +333,7 @@ class _Job:
     told: _Counted
     examples: Collection[str] = ()
     """Case ids of facts whose answers are generated beside what is measured."""
+    saves: bool = False
 
     def scores(self, name: str) -> list[FactScores]:
         """What a file holds so far, in the order of the facts."""
@@ -359,8 +367,21 @@ def _edit_each(job: _Job, edits_at_once: int | None) -> None:
     begun = time.perf_counter()
     for edits in job.method.edit_batches(left, edits_at_once=edits_at_once, progress=job.told):
         job.told.finished(_EDITING * len(edits))
+        if job.saves:
+            batches = job.folder / EDITS
+            edits.save(batches / str(len([*batches.glob("*")])))  # before its scores: what has scores has edits
         job.score(edits, RESULTS, (time.perf_counter() - begun) / len(edits))
         begun = time.perf_counter()
+
+
+def saved(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Edits:
+    """The edits of a run in single mode that ``saves``, each fact's once. Raises ValueError where there are none."""
+    batches = sorted((path.parent for path in folder.glob(f"{EDITS}/*/{MANIFEST}")), key=lambda path: int(path.name))
+    if not batches:
+        raise RunError(f"{folder} holds no saved edits")
+    every = Edits.concatenated([load(path, model, tokenizer) for path in batches])
+    newest = {facts[0].case_id: e for e, facts in enumerate(every.facts)}  # scored after a kill: learned again
+    return every.taken([*newest.values()])
 
 
 def _edit_one(job: _Job, mode: EditMode, points: Sequence[int], chunk: int, text: str | None) -> None:

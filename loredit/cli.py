@@ -19,6 +19,7 @@ from .commands.run import HELP as RUN
 from .commands.run import run
 from .commands.serve import serve
 from .commands.show import show
+from .commands.ui import ui
 
 # \b keeps the lines of a paragraph as they are.
 HELP = """
@@ -45,7 +46,9 @@ A model with one edit in its weights; an adapter for PEFT.
   loredit export my-edits adapter --case water
 
 \b
-The edits over OpenAI's interface, for any client of it.
+A page on this machine to do all of that; the edits over OpenAI's interface,
+for any client of it.
+  loredit ui my-edits
   loredit serve my-edits
 
 \b
@@ -72,7 +75,7 @@ What the same methods give outside editing.
 app = typer.Typer(
     help=HELP, add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
-for command in (apply, add, update, remove, show, ask, chat, calibrate, merge, export, serve):
+for command in (apply, add, update, remove, show, ask, chat, calibrate, merge, export, ui, serve):
     app.command()(command)
 app.command(help=RUN)(run)
 app.command()(report)

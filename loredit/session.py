@@ -21,11 +21,12 @@ from .engine.model.encoding import Encoder
 from .engine.model.generation import Attach, continuations
 from .engine.model.loading import LoadedModel
 from .engine.model.loading import load as load_model
-from .engine.storage.manifest import MANIFEST, edit_of, erase, read_manifest
+from .engine.storage.manifest import MANIFEST, alone, edit_of, erase, read_manifest
 from .lock import ModelLock
 from .store.encoder import DEFAULT
 from .store.routing import Route
 from .store.store import EditStore
+from .store.text import folded, plain
 
 
 @dataclass(frozen=True)
@@ -151,16 +152,29 @@ class Session:
             return self._edits[case]
         return self._store.taken([edit_of(self._store.facts, case)])
 
-    def keep(self, edits: Edits) -> None:
-        """Add edits to the folder. Raises EditsError where they are of another kind, or of facts that are there."""
+    def keep(self, edits: Edits) -> list[str]:
+        """Add edits to the folder, in place of those of the same facts (the same case id, or the same prompt).
+
+        Returns:
+            The case ids of those that were replaced.
+
+        Raises:
+            EditsError: they are of another kind than the folder's, or one that is to be replaced carries others too.
+        """
         with self.lock.held():
+            cases = {*edits.case_ids}
+            prompts = {_asked(fact) for facts in edits.facts for fact in facts}
+            old = [
+                facts for facts in self.store.facts if any(f.case_id in cases or _asked(f) in prompts for f in facts)
+            ]
+            for facts in old:
+                alone(facts, facts[0].case_id)
+            self.store.check(edits, beside=[facts[0].case_id for facts in old])
+            for facts in old:
+                self.store.remove(facts[0].case_id)
             self.store.add(edits)
-            try:
-                self.store.save(self.folder)
-            except OSError:
-                for case_id in edits.case_ids:
-                    self.store.remove(case_id)
-                raise
+            self.store.save(self.folder)
+        return [facts[0].case_id for facts in old]
 
     def undo(self, case: str) -> None:
         """Take the edit of a fact out of the folder. Raises EditsError where it carries others too, or there is none."""
@@ -240,13 +254,20 @@ def attached(rows: Sequence[Edits | None], beside: Edits | None = None) -> Itera
     ``beside``: an edit of that kind which stays attached where no row has one any more, since it has put something
     before the texts.
     """
-    distinct = list({id(edits): edits for edits in rows if edits is not None}.values()) or [beside][: beside is not None]
+    distinct = (
+        list({id(edits): edits for edits in rows if edits is not None}.values()) or [beside][: beside is not None]
+    )
     if not distinct:
         yield
         return
     places = {id(edits): place for place, edits in enumerate(distinct)}
     with Edits.concatenated(distinct).on([places.get(id(edits), -1) for edits in rows]):
         yield
+
+
+def _asked(fact: Fact) -> str:
+    """What a fact asks, whatever case and question marks."""
+    return folded(plain(fact.prompt))
 
 
 def loaded_for(folder: Path, model: str | None, device: str) -> LoadedModel:

@@ -62,7 +62,9 @@ class Guard:
     def _refused(self, scope: Scope, headers: dict[str, str]) -> Response | None:
         host = headers.get("host", "")
         name = host.rpartition(":")[0] if ":" in host and not host.endswith("]") else host
-        if self._host not in _ANY and name.lower() not in ({self._host} | (LOOPBACK if self._host in LOOPBACK else set())):
+        if self._host not in _ANY and name.lower() not in (
+            {self._host} | (LOOPBACK if self._host in LOOPBACK else set())
+        ):
             return _plain(scope, 403, f"this server is not called {name!r}")
         origin = headers.get("origin")
         if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
@@ -81,19 +83,21 @@ def _plain(scope: Scope, status: int, message: str) -> Response:
     return PlainTextResponse(message, status)
 
 
-def application(batcher: Batcher, edited: str, host: str) -> FastAPI:
+def application(batcher: Batcher, edited: str, host: str, *, ending: Callable[[], None] = lambda: None) -> FastAPI:
     """The application with OpenAI's interface, whose end is the batcher's end.
 
     Args:
         batcher: what writes all texts.
         edited: the name of the model with its edits.
         host: the name that the server is bound to.
+        ending: what else is to end.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         batcher.close()
+        ending()
 
     app = FastAPI(title="loredit", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.add_middleware(Guard, host=host)

@@ -188,7 +188,9 @@ class Batcher:
             if self._closing:
                 raise StoppedError(_CLOSED)
             if len(self._waiting) + len(rows) > self._longest:
-                raise QueueFullError(f"{len(self._waiting)} texts are waiting, and {self._longest} may; try again later")
+                raise QueueFullError(
+                    f"{len(self._waiting)} texts are waiting, and {self._longest} may; try again later"
+                )
             self._waiting.extend(rows)
             self._changed.notify()
         return texts

@@ -165,7 +165,9 @@ def _named(session: Session, edited: str, name: str | None) -> Found | None:
     if name == session.name:
         return Found(None, None)
     if folder != edited or not colon:
-        there = f"there are {edited!r} (with edits), {session.name!r} (without) and {edited + ':CASE'!r} (with one edit)"
+        there = (
+            f"there are {edited!r} (with edits), {session.name!r} (without) and {edited + ':CASE'!r} (with one edit)"
+        )
         raise ApiError(404, f"there is no model {name!r}; {there}", param="model", code="model_not_found")
     try:
         return Found(session.edit(case), None)
@@ -262,7 +264,9 @@ async def _answered(
     if asked.stream:
         usage = asked.stream_options is not None and asked.stream_options.include_usage
         return StreamingResponse(
-            _streamed(texts, form, prompts, usage), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+            _streamed(texts, form, prompts, usage),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store"},
         )
     collecting, leaving = create_task(_collected(texts, form, len(wanted), prompts)), create_task(_gone(request))
     await wait((collecting, leaving), return_when=FIRST_COMPLETED)

@@ -138,7 +138,7 @@ class EditStore:
         good = [e for e, outcome in enumerate(edits.outcomes) if not outcome.error]
         edits = edits.taken(good)
         facts = [fact for facts in edits.facts for fact in facts]
-        self._check(edits, [fact.case_id for fact in facts])
+        self.check(edits)
         owner = [len(self) + e for e, facts in enumerate(edits.facts) for _ in facts]
         self._router.add(facts, owner)
         new = {name: packed(t) for name, t in edits.patch.lasting().items()}
@@ -148,18 +148,20 @@ class EditStore:
         self._outcomes += edits.outcomes
         self._calibrate_oneself()
 
-    def _check(self, edits: Edits, case_ids: Sequence[str]) -> None:
-        if not case_ids:
+    def check(self, edits: Edits, *, beside: Sequence[str] = ()) -> None:
+        """Whether :meth:`add` would take these edits, once the cases ``beside`` are gone; an EditsError says why not."""
+        good = [facts for facts, outcome in zip(edits.facts, edits.outcomes, strict=True) if not outcome.error]
+        if not any(good):
             raise EditsError("there is no edit to add that has a fact and did not fail")
-        seen, doubled = {*self.case_ids}, set()
-        for case_id in case_ids:
+        seen, doubled = {*self.case_ids} - {*beside}, set()
+        for case_id in (fact.case_id for facts in good for fact in facts):
             doubled |= {case_id} & seen
             seen.add(case_id)
         if doubled:
             raise EditsError(f"the store holds {', '.join(sorted(doubled)[:10])} already; remove it first")
         if edits.editor.model is not self.model:
             raise EditsError("these edits are bound to another model object than the store's; load them with this one")
-        if self._frame:
+        if self._frame and {*self.case_ids} - {*beside}:
             ours, theirs = ((e.editor.name(), e.editor.hparams) for e in (self._frame, edits))
             if ours != theirs:
                 raise EditsError(

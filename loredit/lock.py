@@ -1,4 +1,4 @@
-"""One model, one user at a time: those who wait are let in in their order, and long work gives way between two steps."""
+"""One model, one user at a time: those who wait come in their order, and long work gives way between two steps."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ patches themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,14 @@ from .engine.model.generation import Attach, continuations
 from .engine.model.loading import LoadedModel
 from .engine.model.loading import load as load_model
 from .engine.storage.manifest import MANIFEST, alone, edit_of, erase, read_manifest
+from .evaluation.scoring import natural
 from .lock import ModelLock
 from .store.encoder import DEFAULT
 from .store.routing import Route
 from .store.store import EditStore
 from .store.text import folded, plain
+
+_BRIEF = 12  # tokens
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ class Session:
         return [facts[0].case_id for facts in old]
 
     def undo(self, case: str) -> None:
-        """Take the edit of a fact out of the folder. Raises EditsError where it carries others too, or there is none."""
+        """Take the edit of a fact out of the folder. Raises EditsError: it carries others too, or there is none."""
         with self.lock.held():
             self.store.remove(case)
             if len(self.store):
@@ -219,6 +222,12 @@ class Session:
             Answer(prompt, before, after, one.facts, one.route, one.learned)
             for prompt, before, after, one in zip(prompts, without, edited, found, strict=True)
         ]
+
+    def own(self, prompts: Sequence[str], progress: Callable[[float], None] | None = None) -> list[str]:
+        """What the unedited model says briefly after each prompt. To be called by whoever holds the lock."""
+        ids = [self.ids(prompt) for prompt in prompts]
+        texts = continuations(self.model, ids, tokens=_BRIEF, context=self.context, progress=progress)
+        return [natural(text) for text in self.tokenizer.batch_decode(texts, skip_special_tokens=True)]
 
     def ids(self, prompt: str) -> tuple[int, ...]:
         """A prompt's tokens, as it is. Raises ValueError: none, or more than the context holds."""

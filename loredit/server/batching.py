@@ -1,4 +1,4 @@
-"""What many clients ask, in one running batch: each row with its own edit or with none, joining and leaving at any step.
+"""What many clients ask, in one running batch: each row with its own edit or none, joining and leaving at any step.
 
 A thread of its own has the model while somebody waits for a text, and gives way to others (a training, say) between two
 steps. Texts are told to the event loop piece by piece.

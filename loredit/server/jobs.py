@@ -1,4 +1,4 @@
-"""Facts that are being learned, one job after another, and what came of it: on the disk, so that nothing hangs on a tab.
+"""Facts that are being learned, one job after another, and what came of it: on the disk, so that no tab is needed.
 
 A job is a run of :mod:`..evaluation.runs` in a folder of its own, which saves its edits; killed at any moment, it goes
 on when the server is started again. Its edits are a trial until they are kept.
@@ -17,10 +17,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..data import Fact
+from ..data import Fact, Probe
 from ..editors import Edits, find
 from ..engine.files import replacing
-from ..engine.progress import Phase
+from ..engine.progress import Phase, Progress
 from ..evaluation.folder import read
 from ..evaluation.runs import RESULTS, run, saved
 from ..evaluation.scores import FactScores
@@ -30,6 +30,8 @@ from ..session import Session
 logger = logging.getLogger(__name__)
 
 JOBS = ".jobs"
+NEIGHBOURS = "neighbours"
+"""The group of a typed fact's locality probes."""
 _TASK, _STATE, _RUN = "task.json", "state.json", "run"
 
 
@@ -42,6 +44,8 @@ class Task(BaseModel):
     editor: str
     hparams: dict[str, object]
     facts: tuple[Fact, ...]
+    neighbours: tuple[str, ...] = ()
+    """Prompts that one fact must leave alone, whose answers are the model's own and not known yet."""
     left_out: tuple[str, ...] = ()
     """Faulty records of a list."""
 
@@ -92,6 +96,12 @@ class Job:
         order = {fact.case_id: place for place, fact in enumerate(self.task.facts)}
         return sorted(read(self.folder / _RUN / RESULTS, FactScores), key=lambda scores: order[scores.case_id])
 
+    def assign(self, task: Task) -> None:
+        """Remember the task."""
+        with replacing(self.folder / _TASK) as path:
+            path.write_text(task.model_dump_json(), encoding="utf-8")
+        self.task = task
+
     def turn(self, state: State) -> None:
         """Remember a new state."""
         with replacing(self.folder / _STATE) as path:
@@ -132,9 +142,8 @@ class Jobs:
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{len(self._jobs):04d}-{secrets.token_hex(3)}"
         folder = self._folder / name
         folder.mkdir(parents=True)
-        with replacing(folder / _TASK) as path:
-            path.write_text(task.model_dump_json(), encoding="utf-8")
         job = Job(name, folder, task)
+        job.assign(task)
         with self._changed:
             self._jobs[name] = job
             self._changed.notify()
@@ -197,7 +206,7 @@ class Jobs:
                     self._changed.notify_all()
 
     def _learn(self, job: Job) -> None:
-        session, task = self.session, job.task
+        session = self.session
 
         def told(phase: Phase, share: float, facts: int) -> None:
             job.phase, job.share = phase, share
@@ -206,6 +215,7 @@ class Jobs:
                 raise _StoppedError
 
         with session.lock.held():
+            task = self._completed(job, told)
             cls = find(task.editor)
             method = cls(session.model, session.tokenizer, validated(cls.Hparams, task.hparams, job.id))
             run(
@@ -218,6 +228,28 @@ class Jobs:
                 saves=True,
                 progress=told,
             )
+
+    def _completed(self, job: Job, told: Progress) -> Task:
+        """The task with the model's own answers where one fact came without."""
+        task = job.task
+        fact = task.facts[0]
+        unknown = len(task.facts) == 1 and not fact.ground_truth
+        asked = [*[fact.prompt] * unknown, *task.neighbours]
+        if not asked:
+            return task
+        said = self.session.own(asked, lambda share: told(Phase.ANSWERS, 0.0, 1))
+        probes = tuple(
+            Probe(prompt=prompt, answers=(answer,))
+            for prompt, answer in zip(task.neighbours, said[unknown:], strict=True)
+            if answer
+        )
+        known = fact.locality.get(NEIGHBOURS, ())
+        update = {
+            "ground_truth": tuple(filter(None, said[:1])) if unknown else fact.ground_truth,
+            "locality": {NEIGHBOURS: (*known, *probes)} if known or probes else {},
+        }
+        job.assign(task.model_copy(update={"facts": (fact.model_copy(update=update),), "neighbours": ()}))
+        return job.task
 
 
 def _read(folder: Path) -> Job:

@@ -1,5 +1,4 @@
-"""The page: learn facts, look at what that did, ask, keep, undo; for one person on this machine, in as many tabs as they
-like.
+"""The page: learn facts, look at what that did, ask, keep, undo; for one person on this machine, in any number of tabs.
 
 Everything is HTML that templates write and htmx puts into place. The server has all the state; a tab has none.
 """
@@ -34,13 +33,13 @@ from ..editors import Edits, Hparams, available, find
 from ..editors import settings as settings_of
 from ..engine.storage.manifest import MANIFEST, read_manifest
 from ..engine.version import VERSION
-from ..evaluation.report.changes import Mark, marks, outcome
+from ..evaluation.report.changes import marks, outcome
 from ..evaluation.scores import Seen
 from ..hparams import validated
 from ..session import Found
 from ..store.text import folded
 from .batching import Batcher, Piece, QueueFullError, StoppedError, Wanted
-from .jobs import Job, Jobs, Task
+from .jobs import NEIGHBOURS, Job, Jobs, Task
 from .proposals import neighbours, rephrasings
 
 ON_A_PAGE = 50
@@ -100,8 +99,8 @@ class Page:
             lstrip_blocks=True,
         )  # fmt: skip
         self._templates.globals.update(
-            version=VERSION, session=self.session, exp=math.exp, share=share, likely=likely, duration=duration, kinds=KINDS,
-            marks=marks, outcome=outcome, Mark=Mark, page=self,
+            version=VERSION, session=self.session, page=self, kinds=KINDS, exp=math.exp, share=share, likely=likely,
+            duration=duration, marks=marks, outcome=outcome,
         )  # fmt: skip
 
     def html(self, name: str, **values: object) -> str:
@@ -154,17 +153,6 @@ class Page:
                 if wanted in folded(f"{fact.case_id} {fact.prompt} {fact.target_new} {fact.subject or ''}"):
                     found.append((fact, ended.learned(place)))
         return found[first : first + ON_A_PAGE], len(found)
-
-    async def said(self, prompts: Sequence[str]) -> list[str]:
-        """What the unedited model says after each prompt, briefly."""
-        if not prompts:
-            return []
-        texts = [""] * len(prompts)
-        wanted = [Wanted(self.session.ids(p), _SHORT, Found(None, None), stop=("\n", ".")) for p in prompts]
-        async for place, told in self.batcher.submit(wanted):
-            if isinstance(told, Piece):
-                texts[place] += told.text
-        return [text.strip() for text in texts]
 
 
 def _lines(text: str) -> list[str]:
@@ -233,7 +221,7 @@ def _router(page: Page) -> APIRouter:
         return _answer(page.html("proposals", **said))
 
     @routes.post("/learn")
-    async def learn(
+    def learn(
         prompt: Annotated[str, Form()] = "",
         target_new: Annotated[str, Form()] = "",
         subject: Annotated[str, Form()] = "",
@@ -244,26 +232,31 @@ def _router(page: Page) -> APIRouter:
     ) -> Response:
         if not prompt.strip() or not target_new.strip():
             raise PageError("a fact is a prompt and its new answer; fill in both")
-        pairs = [line.partition("=>") for line in _lines(neighbours)]
-        asked = [left.strip() for left, _, right in pairs if not right.strip()]
+        pairs = [
+            (left.strip(), right.strip()) for left, _, right in (line.partition("=>") for line in _lines(neighbours))
+        ]
+        known = tuple(Probe(prompt=left, answers=(right,)) for left, right in pairs if left and right)
         try:
-            own = await page.said([prompt] if not ground_truth.strip() else [])
-            answers = dict(zip(asked, await page.said(asked), strict=True))
-            alone = {left.strip(): right.strip() or answers[left.strip()] for left, _, right in pairs}
-            probes = tuple(Probe(prompt=asked, answers=(said,)) for asked, said in alone.items() if said)
+            editor, hparams = page.kind(how)
             fact = Fact(
                 prompt=prompt.strip(),
                 target_new=target_new.strip(),
                 subject=subject.strip() or None,
-                ground_truth=tuple(filter(None, [ground_truth.strip() or own[0]])),
+                ground_truth=tuple(filter(None, [ground_truth.strip()])),
                 rephrase_prompts=tuple(_lines(rephrase_prompts)),
-                locality={"neighbours": probes} if probes else {},
+                locality={NEIGHBOURS: known} if known else {},
             )
-            editor, hparams = page.kind(how)
         except ValueError as error:
             raise PageError(str(error)) from None
-        title = f"{fact.prompt} {fact.target_new}"
-        jobs.add(Task(title=title, editor=editor, hparams=hparams.model_dump(mode="json"), facts=(fact,)))
+        jobs.add(
+            Task(
+                title=f"{fact.prompt} {fact.target_new}",
+                editor=editor,
+                hparams=hparams.model_dump(mode="json"),
+                facts=(fact,),
+                neighbours=tuple(dict.fromkeys(left for left, right in pairs if left and not right)),
+            )
+        )
         return _answer(page.html("jobs", jobs=jobs.all()))
 
     @routes.post("/list")
@@ -404,8 +397,9 @@ async def _answers(page: Page, texts: AsyncIterator[Any]) -> AsyncIterator[str]:
     try:
         async for place, told in texts:
             if isinstance(told, Piece):
-                said[place] += len(told.text.strip())
-                text = str(escape(told.text)).replace("\n", "&#10;")
+                new = told.text if said[place] else told.text.lstrip()
+                said[place] += len(new)
+                text = str(escape(new)).replace("\n", "&#10;")
                 if told.ended and not said[place]:
                     text = "<i>(nothing)</i>"
                 if text:

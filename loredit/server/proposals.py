@@ -1,4 +1,4 @@
-"""What a typed fact could be asked in other words, and which neighbours an edit must leave alone: proposals to correct."""
+"""How a typed fact could be asked in other words, and which neighbours must stay as they are: proposals to correct."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ class EditStore:
         self._calibrate_oneself()
 
     def check(self, edits: Edits, *, beside: Sequence[str] = ()) -> None:
-        """Whether :meth:`add` would take these edits, once the cases ``beside`` are gone; an EditsError says why not."""
+        """Raises the EditsError that :meth:`add` would raise for these edits once the cases ``beside`` are gone."""
         good = [facts for facts, outcome in zip(edits.facts, edits.outcomes, strict=True) if not outcome.error]
         if not any(good):
             raise EditsError("there is no edit to add that has a fact and did not fail")
@@ -256,8 +256,8 @@ class EditStore:
         """These edits, unpacked, in this order; what becomes of the store later does not touch them."""
         if self._frame is None:
             raise EditsError("the store is empty")
-        facts, outcomes = ([own[e] for e in edits] for own in (self._facts, self._outcomes))
-        return Edits(self._frame.editor, self._patch(edits), tuple(facts), tuple(outcomes))
+        facts, outcomes = tuple(self._facts[e] for e in edits), tuple(self._outcomes[e] for e in edits)
+        return Edits(self._frame.editor, self._patch(edits), facts, outcomes)
 
     def save(self, folder: str | Path) -> None:
         """Write the edits as :meth:`Edits.save` does (and ``Edits.load`` reads them), with the index beside them.

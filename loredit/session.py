@@ -263,9 +263,8 @@ def attached(rows: Sequence[Edits | None], beside: Edits | None = None) -> Itera
     ``beside``: an edit of that kind which stays attached where no row has one any more, since it has put something
     before the texts.
     """
-    distinct = (
-        list({id(edits): edits for edits in rows if edits is not None}.values()) or [beside][: beside is not None]
-    )
+    needed = rows if any(edits is not None for edits in rows) else [beside]
+    distinct = list({id(edits): edits for edits in needed if edits is not None}.values())
     if not distinct:
         yield
         return

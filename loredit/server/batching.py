@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..editors.base import Edits
 from ..engine.model.generation import Decoder
+from ..engine.model.hooks import set_aside
 from ..session import Found, Session, attached
 
 logger = logging.getLogger(__name__)
@@ -256,9 +257,7 @@ class Batcher:
         with self._changed:
             room = self._most - len(self._live)
             first = [row for row in [*self._waiting][:room] if not row.texts.gone]
-        sought = [(row, row.wanted.found) for row in first if row.found is None and isinstance(row.wanted.found, str)]
-        for (row, _), found in zip(sought, self.session.found([text for _, text in sought]), strict=True):
-            row.found = found
+        self._find([row for row in first if row.found is None])
         joining = []
         with self._changed:
             while self._waiting and len(self._live) < self._most:
@@ -275,6 +274,23 @@ class Batcher:
                 joining.append(self._names)
                 row.texts.tell((row.place, row.found))
         return joining
+
+    def _find(self, rows: Sequence[_Row]) -> None:
+        """Find the edits of rows by their prompts; rows for which that fails leave the queue."""
+        sought = [(row, row.wanted.found) for row in rows if isinstance(row.wanted.found, str)]
+        if not sought:
+            return
+        try:
+            with set_aside(self.session.model):  # which may be what reads the prompts, as it is without edits
+                found = self.session.found([text for _, text in sought])
+        except Exception as error:
+            logger.exception("the edits of %d prompts were not found", len(sought))
+            with self._changed:
+                self._waiting = deque(row for row in self._waiting if row not in rows)
+            self._fail(rows, f"the edit of a prompt could not be looked for: {error}")
+            return
+        for (row, _), one in zip(sought, found, strict=True):
+            row.found = one
 
     def _fits(self, edits: Edits | None) -> bool:
         """Whether an edit is of the kind of those in the batch."""

@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlencode
 
 import yaml
@@ -38,7 +38,7 @@ from ..evaluation.scores import Seen
 from ..hparams import validated
 from ..session import Found
 from ..store.text import folded
-from .batching import Batcher, Piece, QueueFullError, StoppedError, Wanted
+from .batching import Batcher, Piece, QueueFullError, StoppedError, Texts, Wanted
 from .jobs import NEIGHBOURS, Job, Jobs, Task
 from .proposals import neighbours, rephrasings
 
@@ -50,7 +50,7 @@ _POLICY = (
     "base-uri 'none'; frame-ancestors 'none'"
 )
 _SAFE = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-_PREFERRED = ("roselora", "smollm2-fluent")
+_PREFERRED = ("roselora", "smollm2-fluent.yaml")
 KINDS = {"rewrite": "The prompt", "rephrase": "Rephrased", "locality": "Neighbours", "portability": "What follows"}
 
 
@@ -115,11 +115,11 @@ class Page:
 
     def kind(self, how: str) -> tuple[str, Hparams]:
         """Editor and settings of what was chosen: "editor/preset", or nothing for those of the folder's edits."""
+        if how not in dict(self.choices()):
+            raise PageError("choose one of the editors in the list; load the page again if it is empty")
         own, (editor, _, preset) = self.own_kind(), how.partition("/")
-        if editor:
+        if own is None or editor:
             return editor, settings_of(editor, preset, {"model": own[1].model if own else self.session.name})
-        if own is None:
-            raise PageError("the folder holds no edits any more, so choose an editor; load the page again")
         return own
 
     def may_keep(self, job: Job) -> bool:
@@ -136,11 +136,11 @@ class Page:
         for editor in available():
             for name in presets.presets(editor):
                 values = yaml.safe_load(presets.find(editor, name).read_text(encoding="utf-8"))
-                found.append((values["model"], editor, name.removesuffix(".yaml")))
+                found.append((values["model"], editor, name))
         # Presets for this model; where there are none, all, some of which may suit it.
         fitting = [choice for choice in found if choice[0] == self.session.name] or found
         fitting.sort(key=lambda choice: choice[1:] != _PREFERRED)
-        named = [(f"{editor}/{name}", f"{editor}, {name}") for _, editor, name in fitting]
+        named = [(f"{editor}/{name}", f"{editor}, {Path(name).stem}") for _, editor, name in fitting]
         own = self.own_kind()
         return [("", f"{own[0]}, as the folder's edits"), *named] if own else named
 
@@ -391,7 +391,7 @@ async def _once(name: str, html: str) -> AsyncIterator[str]:
     yield _event("end", "")
 
 
-async def _answers(page: Page, texts: AsyncIterator[Any]) -> AsyncIterator[str]:
+async def _answers(page: Page, texts: Texts) -> AsyncIterator[str]:
     """Both answers, as they are written, and how the edit was found."""
     names, said = ("without", "edited"), [0, 0]
     try:

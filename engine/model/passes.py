@@ -36,8 +36,11 @@ def head_sees(model: PreTrainedModel, select: Callable[[Tensor], Tensor]) -> Ite
     """The output layer gets ``select(hidden)`` instead of all hidden states (R, T, d), so other logits cost nothing."""
     head = model.get_output_embeddings()
     assert head is not None, "a causal language model has an output layer"
-    # Contiguous, or the product with the vocabulary would copy the output weights for each row.
-    handle = head.register_forward_pre_hook(lambda _, args: (select(args[0]).contiguous(), *args[1:]))
+    # Laid out anew (a single row counts as contiguous wherever it lies), or the product with the vocabulary would copy
+    # the output weights for each row.
+    handle = head.register_forward_pre_hook(
+        lambda _, args: (select(args[0]).clone(memory_format=torch.contiguous_format), *args[1:])
+    )
     try:
         yield
     finally:

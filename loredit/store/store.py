@@ -161,7 +161,7 @@ class EditStore:
             raise EditsError(f"the store holds {', '.join(sorted(doubled)[:10])} already; remove it first")
         if edits.editor.model is not self.model:
             raise EditsError("these edits are bound to another model object than the store's; load them with this one")
-        if self._frame and {*self.case_ids} - {*beside}:
+        if self._frame:
             ours, theirs = ((e.editor.name(), e.editor.hparams) for e in (self._frame, edits))
             if ours != theirs:
                 raise EditsError(

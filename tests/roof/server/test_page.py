@@ -47,11 +47,9 @@ def test_a_fact_is_learned_looked_at_kept_asked_and_undone(opened, tmp_path):
         assert "Kept" in shown.post(f"/jobs/{job.id}/keep")
         assert [fact.target_new for fact in read_manifest(folder).facts[0]] == ["Rome"]
         (case,) = (fact.case_id for fact in read_manifest(folder).facts[0])
-        told = dict(events(shown.get("/ask/stream?prompt=The capital of France is")))
-        assert "score 1.000" in told["about"]
-        said = "".join(
-            data for name, data in events(shown.get("/ask/stream?prompt=The capital of France is")) if name == "edited"
-        )
+        told = events(shown.get("/ask/stream?prompt=The capital of France is"))
+        assert "score 1.000" in dict(told)["about"]
+        said = "".join(data for name, data in told if name == "edited")
         assert said.startswith("Rome")
         names = zipfile.ZipFile(io.BytesIO(shown.client.get(f"/facts/{case}/adapter.zip").content)).namelist()
         assert names == ["adapter_config.json", "adapter_model.safetensors"]
@@ -70,8 +68,7 @@ def test_asking_goes_on_while_something_is_learned(opened, tmp_path):
         chosen = how(shown.get("/"))
         alone = events(shown.get("/ask/stream?prompt=Water is"))
         facts = [{"prompt": f"{'very ' * 9}number {i} is", "target_new": f"the answer {i}"} for i in range(30)]
-        file = {"file": ("facts.json", json.dumps(facts))}
-        shown.client.post("/list", files=file, data={"how": chosen}, headers={"Origin": "http://127.0.0.1:8080"})
+        shown.upload("facts.json", json.dumps(facts).encode(), chosen)
         assert sorted(events(shown.get("/ask/stream?prompt=Water is"))) == sorted(alone)
         assert shown.page.jobs.all()[0].unfinished
         assert "30 facts" in shown.job("learned").task.title
@@ -83,13 +80,10 @@ def test_a_restart_in_the_middle_loses_nothing(opened, tmp_path):
         shown.post("/learn", **FACT, how=chosen)
         shown.job("learned")
         facts = [{"prompt": f"{'very ' * 9}number {i} is", "target_new": f"the answer {i}"} for i in range(30)]
-        file = {"file": ("facts.json", json.dumps(facts))}
-        shown.client.post("/list", files=file, data={"how": chosen}, headers={"Origin": "http://127.0.0.1:8080"})
+        shown.upload("facts.json", json.dumps(facts).encode(), chosen)
     with opened(tmp_path) as shown:
-        assert [job.task.title for job in shown.page.jobs.all()] == [
-            "facts.json: 30 facts",
-            "The capital of France is Rome",
-        ]
+        titles = [job.task.title for job in shown.page.jobs.all()]
+        assert titles == ["facts.json: 30 facts", "The capital of France is Rome"]
         job = shown.job("learned")
         assert len(job.scores()) == len(shown.page.jobs.edits(job)) == 30
         shown.post(f"/jobs/{job.id}/keep")
@@ -136,19 +130,16 @@ def test_a_job_can_be_stopped_and_put_away(opened, tmp_path):
     [
         ("facts.json", b"{", "facts.json"),
         ("facts.json", b'[{"prompt": "x"}]', "target_new"),
-        ("facts.csv", b"prompt,target_new\nWater is,\n", "line 2"),
+        ("facts.csv", b"prompt,target_new\nWater is,\nIce is,cold\n", "line 2"),
         ("../../evil.json", b"[1, 2]", "evil.json, line 1"),
         ("facts.json", b"", "choose a file"),
     ],
 )
 def test_a_bad_list_is_told_and_changes_nothing(opened, tmp_path, name, content, told):
     with opened(tmp_path / "edits") as shown:
-        answer = shown.client.post(
-            "/list", files={"file": (name, content)}, data={"how": ""}, headers={"Origin": "http://127.0.0.1:8080"}
-        )
-        assert answer.status_code == 422
-        assert told in answer.text
-        assert "../" not in answer.text
+        said = shown.upload(name, content, how(shown.get("/")), status=422)
+        assert told in said
+        assert "../" not in said
         assert not shown.page.jobs.all()
     assert [path.name for path in tmp_path.rglob("*.json")] == []
 
@@ -156,17 +147,12 @@ def test_a_bad_list_is_told_and_changes_nothing(opened, tmp_path, name, content,
 def test_whatever_is_typed_is_text(opened, tmp_path):
     evil = "<script>alert(1)</script>"
     with opened(tmp_path) as shown:
-        shown.post(
-            "/learn", prompt=f"{evil} is", target_new=evil, subject=evil, ground_truth="x", how=how(shown.get("/"))
-        )
+        fact = {"prompt": f"{evil} is", "target_new": evil, "subject": evil, "ground_truth": "x"}
+        shown.post("/learn", **fact, how=how(shown.get("/")))
         job = shown.job("learned")
         shown.post(f"/jobs/{job.id}/keep")
-        parts = (
-            shown.get("/"),
-            shown.get(f"/facts?q={evil}"),
-            shown.post("/ask", prompt=evil),
-            shown.post("/propose", prompt=evil, subject=evil),
-        )
+        proposed = shown.post("/propose", prompt=evil, subject=evil)
+        parts = shown.get("/"), shown.get(f"/facts?q={evil}"), shown.post("/ask", prompt=evil), proposed
         for text in parts:
             assert "<script>alert" not in text
         for name, data in events(shown.get(f"/ask/stream?prompt={evil} is")):

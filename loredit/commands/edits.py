@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from enum import Enum
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -43,10 +46,11 @@ def export(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the adapter; it must not exist yet.")],
     to: Annotated[Form, typer.Option(help="peft: a folder for PeftModel.from_pretrained.")] = Form.peft,
     case: Case = None,
+    all_: Annotated[bool, typer.Option("--all", help="An adapter for each edit, in folders named by case id.")] = False,
     model: ModelName = None,
     device: Device = "auto",
 ) -> None:
-    """Write an edit as an adapter of another library."""
+    """Write an edit as an adapter of another library, or each edit as one."""
     with explained(), new_folder(target) as made:
         quiet()
 
@@ -54,10 +58,34 @@ def export(
         from ..editors import load
         from ..session import chosen, loaded_for
 
+        if all_ and case is not None:
+            raise ValueError("--all writes an adapter for each edit; leave out --case")
         loaded = loaded_for(folder, model, device)
         edits = load(folder, loaded.model, loaded.tokenizer)
-        to_peft(edits, chosen(edits, case), made)
-    out.print(f"{target}: {size(target)}", markup=False)
+        if all_:
+            good = [e for e, outcome in enumerate(edits.outcomes) if not outcome.error]
+            for e, name in zip(good, folder_names([edits.facts[e][0].case_id for e in good]), strict=True):
+                to_peft(edits, e, made / name)
+            written = f"{len(good)} adapters"
+        else:
+            to_peft(edits, chosen(edits, case), made)
+            written = size(made)
+    out.print(f"{target}: {written}", markup=False)
+
+
+def folder_names(names: Sequence[str]) -> list[str]:
+    """Names that folders can have and servers take, each once.
+
+    Example:
+        >>> folder_names(["france", "a/b", "a b"])
+        ['france', 'a-b', 'a-b-2']
+    """
+    found: list[str] = []
+    for name in names:
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "edit"
+        numbered = (plain if n == 1 else f"{plain}-{n}" for n in count(1))
+        found.append(next(one for one in numbered if one not in found))
+    return found
 
 
 def remove(

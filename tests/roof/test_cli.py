@@ -18,6 +18,7 @@ from where import ROOT
 
 from loredit import editors
 from loredit.cli import app
+from loredit.commands.edits import folder_names
 from loredit.editors import RoseLoRA
 from loredit.engine.devices import Budget
 from loredit.engine.model.loading import load as load_model
@@ -159,6 +160,17 @@ def test_an_exported_folder_is_an_adapter_of_pefts(made, tmp_path):
     assert "dry" in tokenizer.decode(theirs.generate(input_ids=torch.tensor([ids]), max_new_tokens=5)[0])
 
 
+def test_every_edit_is_exported_as_an_adapter_of_its_own(made, tmp_path):
+    run("export", made / "edits", tmp_path / "out", "--all")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["france", "water"]
+    one = tmp_path / "one"
+    run("export", made / "edits", one, "--case", "water")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "out" / "water" / name).read_bytes() == (one / name).read_bytes()
+    assert "leave out --case" in run("export", made / "edits", tmp_path / "no", "--all", "--case", "water", code=2)
+    assert folder_names(["a/b", "a b", "../..", "..", "é"]) == ["a-b", "a-b-2", "edit", "edit-2", "edit-3"]
+
+
 @pytest.mark.parametrize("command", ["merge", "export"])
 def test_one_of_several_edits_has_to_be_named(command, made, tmp_path):
     told = run(command, made / "edits", tmp_path / "out", code=2)
@@ -197,6 +209,7 @@ memory._MOST = Budget(cpu=1, mps=1, accelerator=1)
 APPLY = """
 import os, signal, sys
 from loredit.cli import app
+from loredit.commands.edits import folder_names
 from loredit.editors import Edits
 
 save, saved = Edits.save, []

@@ -39,7 +39,9 @@ def test_a_fact_is_learned_looked_at_kept_asked_and_undone(opened, tmp_path):
         fact = job.task.facts[0]
         assert [probe.prompt for probe in fact.locality["neighbours"]] == ["Ice is", "Water is"]
         card = shown.get("/jobs")
-        assert re.search(r"learned</span>.*?<b>\d\d? %</b>", card, re.DOTALL)
+        probe = job.scores()[0].probes[0]
+        assert probe.edited.answers[0].log_prob > probe.base.answers[0].log_prob + 5
+        assert probe.edited.contrast.log_prob < 0
         assert "France&#39;s capital:" in card
         assert not (folder / "edits.json").exists(), "nothing is kept until it is said"
         assert "The edited prompt" in shown.get(f"/jobs/{job.id}/report")
@@ -67,11 +69,11 @@ def test_asking_goes_on_while_something_is_learned(opened, tmp_path):
     with opened(tmp_path) as shown:
         chosen = how(shown.get("/"))
         alone = events(shown.get("/ask/stream?prompt=Water is"))
-        facts = [{"prompt": f"{'very ' * 9}number {i} is", "target_new": f"the answer {i}"} for i in range(30)]
+        facts = [{"prompt": f"{'very ' * 9}number {i} is", "target_new": f"the answer {i}"} for i in range(8)]
         shown.upload("facts.json", json.dumps(facts).encode(), chosen)
         assert sorted(events(shown.get("/ask/stream?prompt=Water is"))) == sorted(alone)
         assert shown.page.jobs.all()[0].unfinished
-        assert "30 facts" in shown.job("learned").task.title
+        assert "8 facts" in shown.job("learned").task.title
 
 
 def test_a_restart_in_the_middle_loses_nothing(opened, tmp_path):
@@ -79,17 +81,17 @@ def test_a_restart_in_the_middle_loses_nothing(opened, tmp_path):
         chosen = how(shown.get("/"))
         shown.post("/learn", **FACT, how=chosen)
         shown.job("learned")
-        facts = [{"prompt": f"{'very ' * 9}number {i} is", "target_new": f"the answer {i}"} for i in range(30)]
+        facts = [{"prompt": f"{'very ' * 9}number {i} is", "target_new": f"the answer {i}"} for i in range(8)]
         shown.upload("facts.json", json.dumps(facts).encode(), chosen)
     with opened(tmp_path) as shown:
         titles = [job.task.title for job in shown.page.jobs.all()]
-        assert titles == ["facts.json: 30 facts", "The capital of France is Rome"]
+        assert titles == ["facts.json: 8 facts", "The capital of France is Rome"]
         job = shown.job("learned")
-        assert len(job.scores()) == len(shown.page.jobs.edits(job)) == 30
+        assert len(job.scores()) == len(shown.page.jobs.edits(job)) == 8
         shown.post(f"/jobs/{job.id}/keep")
         shown.post(f"/jobs/{shown.page.jobs.all()[1].id}/keep")
     with opened(tmp_path) as shown:
-        assert len(shown.page.session.store) == 31
+        assert len(shown.page.session.store) == 9
         assert [job.state.name for job in shown.page.jobs.all()] == ["kept", "kept"]
         assert shown.get("/").count("<summary>number") == 0
         assert "1 to 50" not in shown.get("/")

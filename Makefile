@@ -1,11 +1,12 @@
-# `make demo` runs the main job, `make test` the tests, `make check` the linter and the type checker.
+# `make demo` runs the main job, `make test` the tests, `make check` the linter and the type checker,
+# `make docs` builds the documentation.
 # Each creates what it needs in .venv. Another interpreter: make PYTHON=python3.12 test
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check faults nightly clean
+.PHONY: demo test check docs faults nightly clean
 
 demo: $(INSTALLED)
 	$(BIN)/python run_edit.py --editor roselora --hparams smollm2.yaml --limit 48
@@ -20,8 +21,13 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
 
+# The documentation, in site/; only pip needs a network.
+docs: $(INSTALLED)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build
+
 clean:
-	rm -rf .venv .venv-nightly build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf site .venv .venv-nightly build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv

@@ -14,6 +14,7 @@ from .commands.edits import export, merge, remove
 from .commands.generate import HELP as GENERATE
 from .commands.generate import generate
 from .commands.grow import add, calibrate, update
+from .commands.hub import pull, push
 from .commands.report import compare, report
 from .commands.run import HELP as RUN
 from .commands.run import run
@@ -41,9 +42,11 @@ Answers without and with the edits, side by side; undo one fact.
   loredit remove my-edits france
 
 \b
-A model with one edit in its weights; an adapter for PEFT.
+A model with one edit in its weights; an adapter for PEFT; edits on the hub.
   loredit merge my-edits model-out --case water
   loredit export my-edits adapter --case water
+  loredit push my-edits me/my-edits
+  loredit pull me/my-edits their-edits
 
 \b
 A page on this machine to do all of that; the edits over OpenAI's interface,
@@ -75,7 +78,7 @@ What the same methods give outside editing.
 app = typer.Typer(
     help=HELP, add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
-for command in (apply, add, update, remove, show, ask, chat, calibrate, merge, export, ui, serve):
+for command in (apply, add, update, remove, show, ask, chat, calibrate, merge, export, push, pull, ui, serve):
     app.command()(command)
 app.command(help=RUN)(run)
 app.command()(report)

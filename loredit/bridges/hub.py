@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Protocol
 
 from huggingface_hub import HfApi, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from ..engine.outcome import Outcome
 from ..engine.storage.manifest import MANIFEST, Manifest, read_both, read_manifest
@@ -94,12 +93,9 @@ def _explained(repo: str) -> Iterator[None]:
     """The hub's errors in few words."""
     try:
         yield
-    except HFValidationError as error:
-        raise HubError(f"{repo!r} is no name of a repository such as user/name: {error}") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise HubError(
-            f"{repo} cannot be used: {str(error).strip().splitlines()[0]} (`hf auth login` says who you are)"
-        ) from None
+    except Exception as error:  # which ones its client raises, those of httpx among them, changes with its releases
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise HubError(f"{repo} cannot be used: {said[0]} (`hf auth login` says who you are)") from None
 
 
 def card(manifest: Manifest, repo: str) -> str:

@@ -42,7 +42,9 @@ def test_the_links_lead_to_the_folders_at_the_top():
 
 def test_the_wheel_holds_every_module_preset_and_sample(wheel):
     links = {ROOT / "loredit" / folder for folder in FOLDERS}
-    own = [file for file in (ROOT / "loredit").rglob("*") if file.suffix == ".py" or file.name == "py.typed"]
+    files = [file for file in (ROOT / "loredit").rglob("*") if file.is_file()]
+    beside = ("templates", "static")
+    own = [f for f in files if f.suffix == ".py" or f.name == "py.typed" or f.parent.name in beside]
     expected = {file.relative_to(ROOT).as_posix() for file in own if not links.intersection(file.parents)}
     for folder in FOLDERS:
         for pattern in ("**/*.py", "**/*.yaml", "**/*.json", "**/templates/*"):
@@ -51,6 +53,7 @@ def test_the_wheel_holds_every_module_preset_and_sample(wheel):
     assert names == expected
     assert any(name.startswith("loredit/hparams/") and name.endswith(".yaml") for name in names)
     assert any(name.startswith("loredit/data/samples/") for name in names)
+    assert "loredit/server/static/htmx-LICENSE.txt" in names
 
 
 def test_nothing_but_loredit_lands_at_the_top_of_site_packages(wheel):

@@ -56,6 +56,8 @@ ADAM = "engine/patches/test_adam.py::test_adam_is_torchs_adam_for_every_edit_fro
 PEFT = "editors/test_lora.py::test_an_edit_is_what_peft_trains_in_a_plain_loop[llama, 3]"
 FRESH = "editors/test_lora.py::test_a_fresh_edit_changes_nothing[gpt2]"
 RULE = "editors/test_roselora.py::test_an_edit_is_what_the_papers_rule_makes[gpt2, changes0]"
+JOINED = "engine/model/test_decoder.py::test_rows_that_come_and_go_are_written_as_alone"
+OPENAI = "roof/server/test_openai.py::"
 TIES = "editors/test_roselora.py::test_of_equal_sensitivities_the_first_are_kept"
 PROBES = "evaluation/test_scoring.py::test_every_probe_is_what_a_slow_loop_sees[gpt2]"
 SAME = "evaluation/test_scoring.py::test_an_edit_that_changes_nothing_writes_what_the_unedited_model_writes[gpt2]"
@@ -510,19 +512,71 @@ FAULTS = (
     Fault(
         "positions count the left padding",
         GENERATION,
-        "places = (mask.cumsum(1) - 1).clamp(min=0)",
-        "places = torch.arange(ids.shape[1]).expand_as(ids)",
+        "self._run([*rows], ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)",
+        "self._run([*rows], ids, mask, torch.arange(ids.shape[1]).expand_as(ids), cache)",
         ("engine/model/test_generation.py::test_generation_with_left_padding_is_greedy_decoding_alone[gpt2]",),
     ),
     Fault(
         "edits stay with the rows that left",
         GENERATION,
-        "                attached.enter_context(attach(running))\n",
-        "                attached.enter_context(attach(range(len(running))))\n",
+        "self._attached.enter_context(self._attach(rows))",
+        "self._attached.enter_context(self._attach(range(len(rows))))",
         (
             "engine/model/test_generation.py::"
             "test_rows_that_are_finished_leave_with_their_edits_and_change_nothing[gpt2]",
         ),
+    ),
+    Fault(
+        "a text that joins is laid beside the others' beginnings",
+        GENERATION,
+        "else [filler, text], dim=2)",
+        "else [text, filler], dim=2)",
+        (f"{JOINED}[llama, lora]",),
+    ),
+    Fault(
+        "a prefix of those that join is moved",
+        GENERATION,
+        "torch.cat([prefix, filler, text] if",
+        "torch.cat([filler, prefix, text] if",
+        (f"{JOINED}[llama, prefix]",),
+    ),
+    Fault(
+        "a model is lent with its hooks",
+        "engine/model/hooks.py",
+        "        table.clear()\n",
+        "        pass\n",
+        (
+            "engine/model/test_decoder.py::test_a_model_can_be_lent_in_the_middle",
+            "roof/test_lock.py::test_those_who_wait_come_in_order_and_long_work_gives_way_without_its_hooks",
+        ),
+    ),
+    Fault(
+        "prompts are looked for with the edits of others",
+        "loredit/server/batching.py",
+        "with set_aside(self.session.model):",
+        "with suppress(RuntimeError):",
+        (f"{OPENAI}test_many_clients_at_once_are_each_answered_with_their_own_edit",),
+    ),
+    Fault(
+        "what may be the beginning of a stop is sent",
+        "loredit/server/batching.py",
+        "len(self._text) - _held(self._text[self._sent :], self.wanted.stop)",
+        "len(self._text)",
+        (f"{OPENAI}test_a_text_ends_before_a_stop_though_it_comes_in_two_tokens",),
+    ),
+    Fault(
+        "any name leads here",
+        "loredit/server/app.py",
+        "if self._host not in _ANY and",
+        "if self._host in _ANY and",
+        (f"{OPENAI}test_pages_of_others_and_names_that_were_made_to_lead_here_are_refused",),
+    ),
+    Fault(
+        "a job that was interrupted is not taken up again",
+        "loredit/server/jobs.py",
+        'return self.state.name == "waiting"',
+        'return self.state.name == "waiting" and self.begun > 0',
+        ("roof/server/test_page.py::test_a_restart_in_the_middle_loses_nothing",),
     ),
     Fault(
         "a text's random numbers by place in the batch",

@@ -34,6 +34,7 @@ from ..editors import settings as settings_of
 from ..engine.storage.manifest import MANIFEST, read_manifest
 from ..engine.version import VERSION
 from ..evaluation.report.changes import marks, outcome
+from ..evaluation.report.html import TITLES
 from ..evaluation.scores import Seen
 from ..hparams import validated
 from ..session import Found
@@ -50,9 +51,8 @@ _POLICY = (
     "base-uri 'none'; frame-ancestors 'none'"
 )
 _SAFE = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-_FOR_A_FACT, _FOR_A_LIST = ("roselora", "smollm2-general.yaml"), ("roselora", "smollm2-fluent.yaml")
-"""What is offered first: what holds most, and what takes a fortieth of the time for each fact."""
-KINDS = {"rewrite": "The prompt", "rephrase": "Rephrased", "locality": "Neighbours", "portability": "What follows"}
+_FIRST = ("roselora", "smollm2-fluent.yaml"), ("roselora", "smollm2-general.yaml")
+"""What is offered first: what takes seconds, then what holds most and takes far longer."""
 
 
 class PageError(Exception):
@@ -100,7 +100,7 @@ class Page:
             lstrip_blocks=True,
         )  # fmt: skip
         self._templates.globals.update(
-            version=VERSION, session=self.session, page=self, kinds=KINDS, exp=math.exp, share=share, likely=likely,
+            version=VERSION, session=self.session, page=self, kinds=TITLES, exp=math.exp, share=share, likely=likely,
             duration=duration, marks=marks, outcome=outcome,
         )  # fmt: skip
 
@@ -131,8 +131,8 @@ class Page:
             validated(find(job.task.editor).Hparams, job.task.hparams, job.id),
         )
 
-    def choices(self, first: tuple[str, str] = _FOR_A_FACT) -> list[tuple[str, str]]:
-        """What can be chosen to edit with, as :meth:`kind` takes it, and what is said of it; ``first`` comes first."""
+    def choices(self) -> list[tuple[str, str]]:
+        """What can be chosen to edit with, as :meth:`kind` takes it, and what is said of it."""
         found = []
         for editor in available():
             for name in presets.presets(editor):
@@ -140,7 +140,7 @@ class Page:
                 found.append((values["model"], editor, name))
         # Presets for this model; where there are none, all, some of which may suit it.
         fitting = [choice for choice in found if choice[0] == self.session.name] or found
-        fitting.sort(key=lambda choice: choice[1:] != first)
+        fitting.sort(key=lambda choice: _FIRST.index(choice[1:]) if choice[1:] in _FIRST else len(_FIRST))
         named = [(f"{editor}/{name}", f"{editor}, {Path(name).stem}") for _, editor, name in fitting]
         own = self.own_kind()
         return [("", f"{own[0]}, as the folder's edits"), *named] if own else named
@@ -191,9 +191,7 @@ def _router(page: Page) -> APIRouter:
 
     @routes.get("/")
     def whole() -> Response:
-        for_a_fact, for_a_list = page.choices(), page.choices(_FOR_A_LIST)
-        values = {"for_a_fact": for_a_fact, "for_a_list": for_a_list, "jobs": jobs.all(), **_table(page, "", 0)}
-        return _answer(page.html("page", **values))
+        return _answer(page.html("page", choices=page.choices(), jobs=jobs.all(), **_table(page, "", 0)))
 
     @routes.get("/facts")
     def facts(q: str = "", first: int = 0) -> Response:

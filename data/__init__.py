@@ -6,7 +6,7 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-from . import counterfact, fact_list, knowedit, zsre
+from . import counterfact, fact_list, knowedit, qaedit, zsre
 from .facts import BadRecord, Fact, FactError, Probe
 from .formats import LoadedFacts, read
 from .records import read_bytes
@@ -15,7 +15,7 @@ from .requests import from_request
 __all__ = ["BadRecord", "Fact", "FactError", "LoadedFacts", "Probe", "from_request", "load"]
 
 # A plain list comes last: whatever else has a prompt and a target.
-_FORMATS = (zsre.FORMAT, counterfact.FORMAT, *knowedit.FORMATS, fact_list.FORMAT)
+_FORMATS = (zsre.FORMAT, qaedit.FORMAT, counterfact.FORMAT, *knowedit.FORMATS, fact_list.FORMAT)
 
 
 def load(source: str | Path = "samples", *, skip_bad: bool = False) -> LoadedFacts:

@@ -136,12 +136,15 @@ def _nearest(key: str, names: tuple[str, ...]) -> str | None:
 
 
 def _look_up(record: Mapping[str, object], dotted: str) -> object:
-    """A field, or one inside of others. Raises FactError where one of those is no object, whose parts would be lost."""
+    """A field, or one inside of others, or of each of a list. Raises FactError where one of those is no object, whose
+    parts would be lost."""
     value: object = record
     names = dotted.split(".")
     for depth, name in enumerate(names):
         if value is None:
             return None
+        if isinstance(value, list) and all(isinstance(one, Mapping) for one in value):
+            return [_look_up(one, ".".join(names[depth:])) for one in value]
         if not isinstance(value, Mapping):
             outer = ".".join(names[:depth])
             raise FactError("", [BadRecord("", outer, f"is {brief(value)}, expected an object with {name!r}")])

@@ -100,13 +100,12 @@ def generated(probe: ProbeScores, seen: Seen) -> float | None:
 
 
 def contained(probe: ProbeScores, seen: Seen) -> float | None:
-    """1 if the greedy continuation holds an accepted answer, word by word, after :func:`normalise`; None where none was
-    made. Higher is better; never below :func:`generated`. A chat model's "The capital is Rome." counts.
+    """1 if the greedy continuation :func:`says` an accepted answer, "The capital is Rome." for one; None where none was
+    made. Higher is better; never below :func:`generated`.
     """
     if seen.generated is None:
         return None
-    text = f" {normalise(seen.generated)} "
-    return float(any(f" {normalise(answer)} " in text for answer in probe.answers))
+    return float(any(says(seen.generated, answer) for answer in probe.answers))
 
 
 def generated_unchanged(probe: ProbeScores, seen: Seen) -> float | None:
@@ -157,6 +156,18 @@ def normalise(text: str) -> str:
     bare = text.lower().translate(_PUNCTUATION)
     kept = re.sub(r"\b(a|an|the)\b", " ", bare).split() or bare.split() or text.lower().split()
     return " ".join(kept)
+
+
+def says(text: str, answer: str) -> bool:
+    """Whether a text holds the words of an answer one after another, whatever the case, punctuation and articles.
+
+    Example:
+        >>> says("created by Stan Lee, who was a legend", "Stan Lee")
+        True
+        >>> says("Romania", "Rome")
+        False
+    """
+    return f" {normalise(answer)} " in f" {normalise(text)} "
 
 
 @lru_cache(maxsize=10_000)

@@ -38,6 +38,7 @@ MARKS = [*Mark]
 TITLES = {
     "rewrite": "The edited prompt",
     "rephrase": "Rephrased",
+    "chat": "Asked in a chat",
     "portability": "What follows from it (portability)",
     "locality": "Neighbours (locality)",
 }
@@ -344,7 +345,12 @@ def tallies(scores: Sequence[FactScores]) -> list[Tally]:
             for probe in fact.probes:
                 counted[probe.kind][mark(probe, fact.target_new)] += 1
     good = (Mark.LEARNED, Mark.KNEW, Mark.KEPT)
-    titles = {"rephrase": "rephrasings learned", "portability": "consequences drawn", "locality": "neighbours kept"}
+    titles = {
+        "rephrase": "rephrasings learned",
+        "chat": "chats learned",
+        "portability": "consequences drawn",
+        "locality": "neighbours kept",
+    }
     return [
         Tally(title, sum(found[one] for one in good), found.total(), {one: found[one] for one in MARKS if found[one]})
         for title, found in (("facts learned", facts), *((titles[kind], counted[kind]) for kind in titles))

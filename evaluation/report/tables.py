@@ -166,8 +166,10 @@ def examples(scores: Sequence[FactScores]) -> Group:
 
 
 def _chosen(fact: FactScores) -> Iterator[tuple[str, ProbeScores]]:
-    """The prompt, a rephrasing and a neighbour: another subject's fact rather than another of the subject's."""
-    for label, kind in (("prompt", "rewrite"), ("rephrased", "rephrase"), ("neighbour", "locality")):
+    """The prompt, a rephrasing, a question in a chat and a neighbour: another subject's fact rather than another of the
+    subject's."""
+    wanted = (("prompt", "rewrite"), ("rephrased", "rephrase"), ("in a chat", "chat"), ("neighbour", "locality"))
+    for label, kind in wanted:
         probes = [probe for probe in fact.probes if probe.kind == kind]
         probes.sort(key=lambda probe: "neighb" not in probe.group.lower())
         yield from ((label, probe) for probe in probes[:1])

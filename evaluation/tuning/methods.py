@@ -32,10 +32,15 @@ def settings(
         others: methods that are no editors (all weights, the head alone).
 
     Raises:
-        RunError: an unknown method, or settings that belong to the editing of facts.
+        RunError: an unknown method, one that solves for facts in closed form, or settings that belong to the editing of facts.
         HparamsError: a faulty preset; the message lists all faults.
     """
     known = [*(name for name in available() if issubclass(find(name), TrainedEditor)), *others]
+    if editor in available() and editor not in known:
+        raise RunError(
+            f"{editor} solves for facts in closed form and cannot be trained on the examples of {folder}; there are: "
+            + ", ".join(known)
+        )
     if editor not in known:
         raise RunError(unknown("editor", editor, known))
     cls = TrainedHparams if editor in others else find(editor).Hparams

@@ -58,7 +58,7 @@ def trained(on: LoadedModel, editor: str, seeds: list[int], examples: Any = EXAM
 # Training
 
 
-@pytest.mark.parametrize("editor", [*editors.available(), runs.PROBE])
+@pytest.mark.parametrize("editor", [*methods.TRAINED, runs.PROBE])
 def test_a_seed_trained_beside_others_is_as_it_would_be_alone(editor):
     together = trained(loaded(), editor, [3, 5])
     alone = trained(loaded(), editor, [5])
@@ -278,6 +278,8 @@ def test_bad_input_is_one_clear_message(folder, rows):
     assert re.search(
         r"unknown editor 'lore'; did you mean 'lora'\? There are: adalora, .*full, probe", " ".join(said.split())
     )
+    said = CliRunner().invoke(app, ["classify", "--task", "rte", "--editor", "ultraedit"]).output
+    assert "ultraedit solves for facts in closed form and cannot be trained" in " ".join(said.split())
     assert "--ensemble is for human-vs-machine" in run(folder, "rte", "lora", rows, "--ensemble")
     assert "kl_weight belong to knowledge editing" in run(folder, "rte", "lora", rows, "--set", "kl_weight=0.1")
     assert "holds no mrpc data: expected train.tsv" in run(folder, "mrpc", "lora", rows.parent / "none")
@@ -345,5 +347,4 @@ def _minilm() -> LoadedModel:
 
 
 def test_there_is_a_preset_for_every_method():
-    trained = [name for name in editors.available() if issubclass(editors.find(name), editors.TrainedEditor)]
-    assert [Path(name).stem for name in PRESETS] == sorted([*trained, runs.FULL, runs.PROBE])
+    assert [Path(name).stem for name in PRESETS] == sorted([*methods.TRAINED, runs.FULL, runs.PROBE])

@@ -28,7 +28,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .examples import DataError, json_object, parsed_rows, sha256_of, text_of
 from .messages import unknown
@@ -171,7 +171,7 @@ def _texts(task: str, path: Path, skip_bad: bool) -> AbilityTask:
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from None
 
-    def parse(record: Any) -> str:
+    def parse(record: object) -> str:
         text = record.get("Text") if isinstance(record, dict) else None
         if not isinstance(text, str) or not text.strip():
             raise ValueError("field 'Text' is no text")

@@ -7,7 +7,6 @@ import inspect
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -60,7 +59,7 @@ def find(name: str) -> type[Editor]:
     return found
 
 
-def settings(name: str, preset: str, overrides: Mapping[str, Any] | None = None) -> Hparams:
+def settings(name: str, preset: str, overrides: Mapping[str, object] | None = None) -> Hparams:
     """A method's hyper-parameters: a YAML file or one of its presets, some values overridden.
 
     Example:
@@ -79,7 +78,7 @@ def editor(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
-    **overrides: Any,
+    **overrides: object,
 ) -> Editor:
     """An editor, ready to edit.
 

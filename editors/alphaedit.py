@@ -19,13 +19,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from ..engine.model.sites import Site
+from ..engine.patches.patch import Report
 from ..engine.patches.solved import Change, Solved, SolvedPatch
 from ..engine.settings import SolvedHparams
 from .base import SolvedEditor
@@ -84,7 +84,7 @@ class Projected(Solved):
 class AlphaEditPatch(SolvedPatch[Projected]):
     """Changes within the free directions of each site."""
 
-    def report(self, edit: int) -> dict[str, Any]:
+    def report(self, edit: int) -> Report:
         """``directions``: how many are free; ``largest``: the second moment of the least free one; by site."""
         own = {
             name: {site.name: getattr(branch, name)[edit].item() for site, branch in self.items()}

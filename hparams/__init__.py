@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 _FOLDER = Path(__file__).parent
 _SHOWN = 200  # characters of a value in a message
@@ -45,7 +46,7 @@ def find(editor: str, name: str) -> Path:
     )
 
 
-def read(cls: type[M], folder: str, name: str, overrides: Mapping[str, Any]) -> M:
+def read(cls: type[M], folder: str, name: str, overrides: Mapping[str, object]) -> M:
     """Hyper-parameters from a YAML file.
 
     Args:
@@ -69,7 +70,7 @@ def read(cls: type[M], folder: str, name: str, overrides: Mapping[str, Any]) -> 
     return validated(cls, values | dict(overrides), str(source))
 
 
-def parsed(texts: Iterable[str]) -> dict[str, Any]:
+def parsed(texts: Iterable[str]) -> dict[str, object]:
     """``key=value`` texts, the values written as in YAML, as a dictionary. Raises HparamsError.
 
     Example:
@@ -79,7 +80,7 @@ def parsed(texts: Iterable[str]) -> dict[str, Any]:
     return dict(map(_override, texts))
 
 
-def validated(cls: type[M], values: Mapping[str, Any], source: str) -> M:
+def validated(cls: type[M], values: Mapping[str, object], source: str) -> M:
     """The values as hyper-parameters, or one HparamsError that lists every fault."""
     try:
         return cls.model_validate(values)
@@ -88,7 +89,7 @@ def validated(cls: type[M], values: Mapping[str, Any], source: str) -> M:
         raise HparamsError("\n  ".join([f"{source}: {len(faults)} fault(s)", *faults])) from None
 
 
-def _override(text: str) -> tuple[str, Any]:
+def _override(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals:
         raise HparamsError(f"--set {text!r}: expected key=value, for example --set lr=1e-3")
@@ -100,7 +101,7 @@ def _override(text: str) -> tuple[str, Any]:
         ) from None
 
 
-def _fault(cls: type[BaseModel], error: Mapping[str, Any]) -> str:
+def _fault(cls: type[BaseModel], error: ErrorDetails) -> str:
     key = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         return f"{key}: unknown; there are {', '.join(cls.model_fields)}"

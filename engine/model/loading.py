@@ -60,8 +60,8 @@ def load(
     kind = pick_dtype(dtype, where)
     folder = folder_of(name)
     check(name, folder)
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    auto: Any = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
+    options: dict[str, bool] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    auto = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
     size = {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}  # of another task's head
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
@@ -102,7 +102,7 @@ def load_encoder(name: str, *, device: str = "auto") -> LoadedModel:
     check(name, folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        loaded: Any = AutoModel.from_pretrained(
+        loaded = AutoModel.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, local_files_only=True
         )
     except Exception as error:  # as in load
@@ -142,6 +142,6 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         # Older torch cannot say; then float32 is the safe answer.
-        has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
     return False

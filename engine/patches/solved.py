@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..model.sites import Site
 from ..shapes import fitted
 from .branches import Factors, LowRankBranch, WeightSitePatch
-from .patch import Patch
+from .patch import Patch, Report
 from .rows import Rows
 
 
@@ -79,7 +79,7 @@ def _used(a: Tensor, b: Tensor) -> int:
     return int(places.max()) + 1 if len(places) else 0
 
 
-B = TypeVar("B", bound=Solved)
+B = TypeVar("B", bound=Solved, covariant=True)
 
 
 class SolvedPatch(WeightSitePatch[B]):
@@ -87,7 +87,7 @@ class SolvedPatch(WeightSitePatch[B]):
 
     resizes = True
 
-    def report(self, edit: int) -> dict[str, Any]:
+    def report(self, edit: int) -> Report:
         """``ranks``: how many factors the change has, by site."""
         return {"ranks": {site.name: branch.factors(edit).rank for site, branch in self.items()}}
 

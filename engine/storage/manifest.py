@@ -47,7 +47,7 @@ class Manifest(BaseModel):
 
     format: Literal[1] = 1
     editor: str
-    hparams: dict[str, Any]
+    hparams: dict[str, object]
     seed: int
     base_model: str
     """Content hash of the config and the weights that the edits were trained on, in ``dtype``."""

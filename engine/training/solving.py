@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class Solver(Method, ABC):
         site = self.sites[-1]
         return self.model.get_submodule(site.name) if self.value_of == "site" else blocks(self.model)[site.layer]
 
-    def patch(self, seeds: Sequence[int]) -> SolvedPatch[Any]:
+    def patch(self, seeds: Sequence[int]) -> SolvedPatch[Solved]:
         return SolvedPatch(seeds, self.sites, [Solved(len(seeds), site) for site in self.sites])
 
 
@@ -206,7 +206,7 @@ class _Told:
 
 
 @torch.no_grad()
-def solve(solver: Solver, patch: SolvedPatch[Any], lessons: Sequence[Lesson], vectors: Tensor) -> None:
+def solve(solver: Solver, patch: SolvedPatch[Solved], lessons: Sequence[Lesson], vectors: Tensor) -> None:
     """Add to a patch what puts the facts of ``lessons`` into the weights.
 
     Args:
@@ -259,13 +259,13 @@ def _vectors(patch: Patch) -> Vector:
     return patch.vector
 
 
-def _fresh(solver: Solver, seeds: Sequence[int]) -> SolvedPatch[Any]:
+def _fresh(solver: Solver, seeds: Sequence[int]) -> SolvedPatch[Solved]:
     patch = solver.fresh(seeds)
     assert isinstance(patch, SolvedPatch), "closed forms change weights"
     return patch
 
 
-def _taken(patch: Patch) -> SolvedPatch[Any]:
+def _taken(patch: Patch) -> SolvedPatch[Solved]:
     """A copy to add changes to."""
     copied = patch.take(range(len(patch)))
     assert isinstance(copied, SolvedPatch), "closed forms change weights"

@@ -96,7 +96,7 @@ def run(
     *,
     data: str = "hub",
     hparams: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     model: str | None = None,
     seeds: Sequence[int] = (0,),
     batch_size: int = 8,

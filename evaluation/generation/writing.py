@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +53,7 @@ def lessons(encoder: Encoder, pairs: Sequence[Pair]) -> list[Lesson]:
     return found
 
 
-def collated(items: Sequence[Sequence[Lesson]]) -> dict[str, Any]:
+def collated(items: Sequence[Sequence[Lesson]]) -> dict[str, Tensor]:
     """b items of E lessons -> ids and mask (E, b, T), and (E, b) keys and the places where the texts begin."""
     parts = [[item[e] for item in items] for e in range(len(items[0]))]
     ids, mask = padded([lesson.encoded.ids for part in parts for lesson in part], "cpu")

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -103,7 +103,7 @@ def _shuffled_by_length(examples: Sequence[S], seed: int) -> list[S]:
     return [example for chunk in chunks for example in chunk]
 
 
-def collated(items: Sequence[Sequence[Encoded]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def collated(items: Sequence[Sequence[Encoded]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
     """b items of E examples -> ids and masks (b, E, C, T), keys (b, E, C), labels (b, E)."""
     texts = [text for item in items for example in item for text in example.texts]
     shape = (len(items), len(items[0]), len(items[0][0].texts))

@@ -20,7 +20,7 @@ _SHARED = ("model", "steps", "lr", "clip_norm")
 
 
 def settings(
-    editor: str, folder: str, preset: str | None, overrides: Mapping[str, Any], others: Sequence[str]
+    editor: str, folder: str, preset: str | None, overrides: Mapping[str, object], others: Sequence[str]
 ) -> TrainedHparams:
     """The hyper-parameters of a method that is trained on many examples.
 
@@ -32,7 +32,8 @@ def settings(
         others: methods that are no editors (all weights, the head alone).
 
     Raises:
-        RunError: an unknown method, one that solves for facts in closed form, or settings that belong to the editing of facts.
+        RunError: an unknown method, one that solves for facts in closed form, or settings that belong to the editing
+            of facts.
         HparamsError: a faulty preset; the message lists all faults.
     """
     known = [*(name for name in available() if issubclass(find(name), TrainedEditor)), *others]

@@ -10,7 +10,6 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -196,6 +195,6 @@ def losses(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
     return (weight * nll).sum(0) / weight.sum(0)
 
 
-def parameters_of(module: Any) -> int:
+def parameters_of(module: nn.Module) -> int:
     """Numbers that are trained in a model."""
     return sum(p.numel() for p in module.parameters())

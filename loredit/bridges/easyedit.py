@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -40,8 +40,11 @@ from ..evaluation.scoring import evaluate
 
 __all__ = ["EasyEditHparams", "apply", "edit", "hparams", "register", "to_easyedit"]
 
-Request = Mapping[str, Any]
+Request = Mapping[str, object]
 """EasyEdit's request: prompt, target_new, subject, locality {group: {prompt: [...], ground_truth: [...]}}, ..."""
+
+Groups = Mapping[str, Mapping[str, Sequence[object]]]
+"""EasyEdit's probes of many facts: by group, a prompt and a ground_truth for each fact."""
 
 _ITS_OWN = frozenset({"LoRA"})
 """Names of editors here under which EasyEdit has a method of its own."""
@@ -72,7 +75,7 @@ class EasyEditHparams:
 def hparams(
     editor: str,
     preset: str,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     *,
     model_name: str | tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
     device: str | int = "auto",
@@ -149,7 +152,7 @@ def apply(
     copy: bool = False,
     return_orig_weights: bool = False,
     keep_original_weight: bool = False,
-    **_: Any,
+    **_: object,
 ) -> tuple[PreTrainedModel, dict[str, Tensor] | Callable[[], None]]:
     """One edit that carries all ``requests``, put on the model: EasyEdit's signature, for all of our editors.
 
@@ -305,18 +308,18 @@ def edit(
     prompts: str | Sequence[str],
     target_new: str | Sequence[str],
     ground_truth: str | Sequence[str | None] | None = None,
-    target_neg: Any = None,
+    target_neg: object = None,
     rephrase_prompts: str | Sequence[str] | None = None,
-    locality_inputs: Mapping[str, Mapping[str, Any]] | None = None,
-    portability_inputs: Mapping[str, Mapping[str, Any]] | None = None,
+    locality_inputs: Groups | None = None,
+    portability_inputs: Groups | None = None,
     sequential_edit: bool = False,
     verbose: bool = True,
     *,
     subject: str | Sequence[str] | None = None,
     test_generation: bool = False,
     requests: Sequence[Request] | None = None,
-    **others: Any,
-) -> list[dict[str, Any]]:
+    **others: object,
+) -> list[dict[str, object]]:
     """The metrics that EasyEdit's ``BaseEditor.edit`` returns for these arguments, computed by our engine.
 
     ``metrics, edited_model, _ = editor.edit(prompts=..., ...)`` becomes ``metrics = edit(hparams, prompts=..., ...)``.
@@ -366,7 +369,7 @@ def _in_a_row(editor: Editor, facts: Sequence[Fact], told: Progress) -> Iterator
         yield [i], edits.about([i])
 
 
-def _refuse(hparams: EasyEditHparams, others: Mapping[str, Any]) -> None:
+def _refuse(hparams: EasyEditHparams, others: Mapping[str, object]) -> None:
     known = {"keep_original_weight", "pre_edit", "pre_file", "train_ds", "loc_prompts", "eval_metric"}
     if unknown := sorted(others.keys() - known):
         raise TypeError(f"EasyEdit's edit has arguments {', '.join(unknown)} that are not known here")
@@ -395,10 +398,10 @@ def _requests(
     target_new: str | Sequence[str],
     ground_truth: str | Sequence[str | None] | None,
     rephrase_prompts: str | Sequence[str] | None,
-    locality: Mapping[str, Mapping[str, Any]] | None,
-    portability: Mapping[str, Mapping[str, Any]] | None,
+    locality: Groups | None,
+    portability: Groups | None,
     subject: str | Sequence[str] | None,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Columns, with a value for each fact, as EasyEdit's requests, one for each fact."""
     columns = {"prompt": _column(prompts), "target_new": _column(target_new)}
     n = len(columns["prompt"])
@@ -416,18 +419,18 @@ def _requests(
     }
     if uneven := [f"{name} has {length}" for name, length in lengths.items() if length != n]:
         raise ValueError(f"every fact needs a value (None where it has none), and there are {n}: {', '.join(uneven)}")
-    requests: list[dict[str, Any]] = []
+    requests: list[dict[str, object]] = []
     for i in range(n):
-        request: dict[str, Any] = {name: values[i] for name, values in columns.items()}
-        request |= {"portability": {}, "locality": {}}
+        request: dict[str, object] = {name: values[i] for name, values in columns.items()}
+        probes: dict[str, dict[str, dict[str, object]]] = {"portability": {}, "locality": {}}
         for (kind, group, part), values in groups.items():
             if groups[kind, group, "prompt"][i] is not None:
-                request[kind].setdefault(group, {})[part] = values[i]
-        requests.append(request)
+                probes[kind].setdefault(group, {})[part] = values[i]
+        requests.append(request | probes)
     return requests
 
 
-def _column(values: str | Sequence[Any]) -> list[Any]:
+def _column(values: str | Sequence[object]) -> list[object]:
     return [values] if isinstance(values, str) else list(values)
 
 

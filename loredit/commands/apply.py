@@ -65,11 +65,13 @@ def apply(
         quiet()
 
         from .. import editors
+        from ..engine.model.loading import load as load_model
 
+        settings = editors.settings(editor, hparams, overrides | ({"model": model} if model else {}))
         with locked(folder):
             _may_write(folder, resume)  # again, now that nobody else writes
-            where = model or overrides.pop("model", None)
-            method = editors.editor(editor, hparams, model=where, seed=seed, device=device, dtype=dtype, **overrides)
+            loaded = load_model(settings.model, device=device, dtype=dtype)
+            method = editors.find(editor)(loaded.model, loaded.tokenizer, settings, seed=seed)
             facts = loaded_facts.facts[:limit]
             with unfinished(folder, resume) as checkpoint:
                 if mode is Mode.batch:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from .. import hparams as presets
 from .common import Device, Dtype, Set, explained, out, quiet
@@ -104,9 +105,7 @@ def classify(
     out.print(f"results in {result.folder}; to look at: {result.folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
-def _table(metrics: dict[str, Any], title: str) -> Any:
-    from rich.table import Table
-
+def _table(metrics: dict[str, Any], title: str) -> Table:
     table = Table(title=title, title_justify="left")
     for column in ("split", "metric", "mean", "std"):
         table.add_column(column, justify="left" if column in ("split", "metric") else "right")

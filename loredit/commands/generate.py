@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from .. import hparams as presets
 from .common import Device, Dtype, Set, explained, out, quiet
@@ -109,9 +110,7 @@ def generate(
     out.print(f"results in {result.folder}", markup=False, soft_wrap=True)
 
 
-def _table(metrics: dict[str, Any], title: str) -> Any:
-    from rich.table import Table
-
+def _table(metrics: dict[str, Any], title: str) -> Table:
     table = Table(title=title, title_justify="left")
     for column in ("metric", "mean", "std"):
         table.add_column(column, justify="left" if column == "metric" else "right")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,9 +13,9 @@ from ..data.messages import unknown
 from ..engine.model.loading import load as load_model
 from ..engine.outcome import Outcome
 from ..engine.patches.patch import Patch, WeightPatch
-from ..engine.settings import Hparams
 from ..engine.storage.manifest import MANIFEST, Manifest, check_model, damaged, read_both
-from ..hparams import read, validated
+from ..hparams import settings, validated
+from ..hparams.base import Hparams
 from .base import Editor, Edits, TrainedEditor, read_edits
 
 __all__ = [
@@ -57,16 +56,6 @@ def find(name: str) -> type[Editor]:
         if issubclass(member, Editor) and member.__module__ == module.__name__
     )
     return found
-
-
-def settings(name: str, preset: str, overrides: Mapping[str, object] | None = None) -> Hparams:
-    """A method's hyper-parameters: a YAML file or one of its presets, some values overridden.
-
-    Example:
-        >>> settings("lora", "smollm2", {"lr": 2e-3}).lr
-        0.002
-    """
-    return read(find(name).Hparams, name, preset, overrides or {})
 
 
 def editor(

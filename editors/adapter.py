@@ -27,10 +27,8 @@ Trained numbers of an edit: 2 m d + d + m at each place.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,11 +36,8 @@ from ..engine.model.sites import Site, SiteError, blocks, sites
 from ..engine.patches.branches import Branch, SitePatch
 from ..engine.patches.rows import Rows
 from ..engine.seeds import PerEdit
-from ..engine.settings import Layers, TrainedHparams
+from ..hparams.adapter import AdapterHparams, BottleneckHparams
 from .base import TrainedEditor
-
-Placement = Literal["houlsby", "pfeiffer", "parallel"]
-NonLinearity = Literal["relu", "swish", "gelu", "tanh"]
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -50,28 +45,6 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "tanh": torch.tanh,
 }
-_DEFAULTS: dict[str, dict[str, object]] = {
-    "houlsby": {"reduction_factor": 16, "non_linearity": "swish", "scaling": 1.0},
-    "pfeiffer": {"reduction_factor": 16, "non_linearity": "relu", "scaling": 1.0},
-    "parallel": {"reduction_factor": 2, "non_linearity": "relu", "scaling": 4.0},
-}
-
-
-class BottleneckHparams(TrainedHparams):
-    placement: Placement = Field(
-        description="houlsby: after attention and MLP; pfeiffer: after MLP; parallel: beside it"
-    )
-    layers: Layers = Field("all", description='Which blocks: a list, a range such as "20-24", or "all"')
-    reduction_factor: float = Field(gt=0, description="The bottleneck is the model's width divided by this")
-    non_linearity: NonLinearity = Field(description="Activation in the bottleneck")
-    scaling: float = Field(gt=0, description="What the bottleneck adds is multiplied by this")
-
-
-class AdapterHparams(BottleneckHparams):
-    @model_validator(mode="before")
-    @classmethod
-    def _as_the_placement_has_it(cls, values: dict[str, object]) -> dict[str, object]:
-        return {**_DEFAULTS.get(str(values.get("placement")), {}), **values}
 
 
 class Affine(nn.Module):

@@ -21,22 +21,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from ..engine.model.sites import Site
 from ..engine.patches.patch import Report
 from ..engine.patches.solved import Change, Solved, SolvedPatch
-from ..engine.settings import SolvedHparams
+from ..hparams.alphaedit import AlphaEditHparams
 from .base import SolvedEditor
 from .memit import ridge
-
-
-class AlphaEditHparams(SolvedHparams):
-    null_energy: float = Field(
-        gt=0, lt=1, description="Share of the keys' energy tr C that lies in the directions an edit may use, at most"
-    )
-    ridge: float = Field(10.0, gt=0, description="w: the weight of the change's own size (L2 in the paper's code)")
 
 
 def null_space(c: Tensor, share: float) -> tuple[Tensor, float]:

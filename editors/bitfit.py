@@ -17,19 +17,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ..engine.model.sites import Site, blocks, sites
 from ..engine.patches.branches import Branch, SitePatch
 from ..engine.patches.patch import WeightPatch
 from ..engine.patches.rows import Rows
-from ..engine.settings import SiteHparams
+from ..hparams.bitfit import BitFitHparams
 from .base import TrainedEditor
-
-
-class BitFitHparams(SiteHparams):
-    norms: bool = Field(True, description="Also the biases of the blocks' layer norms")
 
 
 class Bias(Branch):

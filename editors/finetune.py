@@ -20,20 +20,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ..engine.model.sites import sites
 from ..engine.patches.branches import WeightBranch, WeightSitePatch
 from ..engine.patches.rows import Rows
-from ..engine.settings import WeightHparams
+from ..hparams.finetune import FineTuneHparams
 from .base import TrainedEditor
-
-
-class FineTuneHparams(WeightHparams):
-    norm_constraint: float | None = Field(
-        None, gt=0, description="FT-L: the furthest that a weight may move (5e-4 in ROME); null: FT-M, any distance"
-    )
 
 
 class Dense(WeightBranch):

@@ -11,21 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ..engine.model.sites import sites
 from ..engine.patches.branches import Factors, LowRankBranch, WeightSitePatch
 from ..engine.patches.rows import Rows
 from ..engine.seeds import PerEdit
-from ..engine.settings import WeightHparams
+from ..hparams.lora import LoRAHparams
 from .base import TrainedEditor
-
-
-class LoRAHparams(WeightHparams):
-    rank: int = Field(gt=0, description="Rank r of the change at each site")
-    alpha: float = Field(gt=0, description="The change is scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the branch's input while training")
 
 
 class LowRank(LowRankBranch):

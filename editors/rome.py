@@ -21,22 +21,14 @@ Numbers of an edit: I + O. Several facts in one edit are one change after anothe
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal
 
-from pydantic import Field
 from torch import Tensor
 
 from ..engine.model.sites import Site
 from ..engine.model.statistics import inverse_root
 from ..engine.patches.solved import Change
-from ..engine.settings import SolvedHparams
+from ..hparams.rome import ROMEHparams
 from .base import SolvedEditor
-
-
-class ROMEHparams(SolvedHparams):
-    form: Literal["r_rome", "original"] = Field(
-        "r_rome", description="One key throughout, or ROME's own mixture of two, which lets single edits collapse"
-    )
 
 
 class ROME(SolvedEditor):

@@ -29,10 +29,8 @@ An edit stops early only from step T K on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..engine.model.sites import Site
@@ -41,32 +39,11 @@ from ..engine.patches.patch import Patch, Report
 from ..engine.patches.rows import Rows
 from ..engine.seeds import mixed, uniform
 from ..engine.shapes import fitted
+from ..hparams.simplexlora import RankRule, SimplexLoRAHparams
 from .base import TrainedEditor
-from .lora import LoRAHparams, LowRank, low_rank_patch
-
-RankRule = Literal["floor", "ceil", "largest_remainder"]
+from .lora import LowRank, low_rank_patch
 
 _SALT = 0x51ED270B  # other random numbers than dropout's
-
-
-class SimplexLoRAHparams(LoRAHparams):
-    in_steps = ("steps", "T")
-
-    rank: int = Field(gt=0, description="Rank r_0 at each site in the beginning, and the largest mean in the end")
-    omega_lr: float = Field(gt=0, description="Learning rate of the weights omega, which take plain gradient steps")
-    T: int = Field(gt=0, description="Steps of a round; ranks follow omega at its end")
-    K: int = Field(gt=0, description="Rounds, after which ranks are frozen")
-    rank_rule: RankRule = Field(
-        "floor", description="From omega r_0 to a rank; largest_remainder uses up the budget, ceil may exceed it"
-    )
-    project_every: int = Field(1, gt=0, description="Steps from one projection of omega to the next")
-    resize: Literal["svd", "reinit"] = Field("svd", description="svd keeps what was learned, reinit begins anew")
-
-    @model_validator(mode="after")
-    def _in_time(self) -> SimplexLoRAHparams:
-        if self.steps < self.T * self.K:
-            raise ValueError(f"K ({self.K}) rounds of T ({self.T}) steps are more than steps ({self.steps})")
-        return self
 
 
 class WeightedLowRank(LowRank):

@@ -22,17 +22,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from ..engine.model.sites import Site
 from ..engine.patches.solved import Change, Solved, SolvedPatch
-from ..engine.settings import TurnHparams
+from ..hparams.ultraedit import UltraEditHparams
 from .base import TurnedEditor
-
-
-class UltraEditHparams(TurnHparams):
-    lr: float = Field(gt=0, description="eta: the size of what is asked of each output")
 
 
 class Normalised(Solved):

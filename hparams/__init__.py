@@ -1,7 +1,13 @@
-"""Presets: ``<editor>/<model>.yaml``. Every fault of a file is reported at once, with its key and what is allowed."""
+"""What can be set of each method, and presets of it: ``<editor>.py`` and ``<editor>/<model>.yaml``.
+
+Every fault of a file is reported at once, with its key and what is allowed. Nothing here imports torch, so that a slip
+of the pen is told within a second.
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -9,6 +15,9 @@ from typing import TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from ..data.messages import unknown
+from .base import Hparams
 
 _FOLDER = Path(__file__).parent
 _SHOWN = 200  # characters of a value in a message
@@ -18,6 +27,55 @@ M = TypeVar("M", bound=BaseModel)
 
 class HparamsError(ValueError):
     """A hyper-parameter file that cannot be used; the message names file, keys and remedy."""
+
+
+def methods() -> list[str]:
+    """The names of all methods.
+
+    Example:
+        >>> "lora" in methods()
+        True
+    """
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+
+
+def kind(editor: str) -> type[Hparams]:
+    """The class of a method's hyper-parameters, which is called as the method is.
+
+    Raises:
+        HparamsError: an unknown method; the message names those there are.
+
+    Example:
+        >>> kind("lora").__name__
+        'LoRAHparams'
+    """
+    if editor not in methods():
+        raise HparamsError(unknown("editor", editor, methods()))
+    members = vars(importlib.import_module(f"{__name__}.{editor}"))
+    (name,) = (name for name in members if name.lower() == f"{editor}hparams")
+    found: type[Hparams] = members[name]
+    return found
+
+
+def settings(editor: str, preset: str, overrides: Mapping[str, object] | None = None) -> Hparams:
+    """A method's hyper-parameters.
+
+    Args:
+        editor: the name of a method.
+        preset: a YAML file, or the name of a preset of the method, with or without ".yaml".
+        overrides: values in place of the file's.
+
+    Returns:
+        What was read and found valid.
+
+    Raises:
+        HparamsError: an unknown method or preset, or faulty values; the message lists every fault.
+
+    Example:
+        >>> settings("lora", "smollm2", {"lr": 2e-3}).lr
+        0.002
+    """
+    return read(kind(editor), editor, preset, overrides or {})
 
 
 def presets(editor: str) -> list[str]:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ...data.messages import listed
-
-Role = Literal["query", "key", "value", "qkv", "attention_output", "mlp_up", "mlp_gate", "mlp_down"]
 
 # Where the blocks of a family are, and what each role is called inside a block. Keys are transformers' `model_type`.
 # A role that a family does not have (a gate in GPT-2) is absent; "qkv" is all three, whether fused or not.

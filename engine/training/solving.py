@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data.facts import Fact
-from .. import settings
+from ...hparams import base as settings
 from ..method import Method, Trainable
 from ..model.keys import states_at
 from ..model.sites import Site, SiteError, blocks, sites, weight_norm

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...data.facts import Fact
-from .. import settings
+from ...hparams import base as settings
 from ..method import Method
 from ..model.encoding import EncodingError
 from ..model.keys import Gradients, gradients_at

@@ -30,17 +30,15 @@ from ...engine.model.loading import LoadedModel
 from ...engine.model.loading import load as load_model
 from ...engine.patches.patch import nonzero_share
 from ...engine.seeds import seed_of
-from ...engine.settings import TrainedHparams
+from ...hparams.base import TrainedHparams
 from ..folder import RUN, RunError, open_folder
 from ..report.html import write_report
 from ..tuning import methods
 from ..tuning.examples import Encoded, Encoder, collated
+from ..tuning.methods import FULL, PROBE
 from ..tuning.side_by_side import SideBySide, fresh_head, parameters_of, set_head
 from ..tuning.training import Curves, scored, train_own, train_patches
 from . import figures, metrics
-
-FULL, PROBE = "full", "probe"
-"""The two methods that are no editors: all weights, and the head alone."""
 
 TASKS: dict[str, Callable[..., TaskData]] = {
     **{task: lambda source, skip_bad, task=task: glue.load(task, source, skip_bad=skip_bad) for task in glue.TASKS},
@@ -116,7 +114,7 @@ def run(
     ValueError (its message for people) for bad input.
     """
     changes = {**(overrides or {}), **({"model": model} if model else {})}
-    settings = methods.settings(editor, "classification", hparams, changes, (FULL, PROBE))
+    settings = methods.settings(editor, "classification", hparams, changes)
     examples = _data(task, data, skip_bad)
     if ensemble and examples.reference is None:
         raise RunError(f"{task} has no class that the others are told apart from; --ensemble is for human-vs-machine")

@@ -40,18 +40,16 @@ from ...engine.model.loading import load as load_model
 from ...engine.model.sites import blocks
 from ...engine.patches.patch import Patch, nonzero_share
 from ...engine.patches.rows import Rows
-from ...engine.settings import TrainedHparams
 from ...engine.storage.manifest import filled
+from ...hparams.base import TrainedHparams
 from ..folder import RunError, append, open_folder, read
 from ..tuning import methods
+from ..tuning.methods import FULL, TOP2
 from ..tuning.side_by_side import parameters_of
 from ..tuning.training import train_own, train_patches
 from . import metrics as scoring
 from .decoding import Beam, written
 from .writing import Lesson, Writer, collated, lessons, prompt_of
-
-FULL, TOP2 = "full", "ft-top2"
-"""The two methods that are no editors: fine-tuning of all weights, and of the two last blocks."""
 
 TASKS: dict[str, Callable[..., GenerationData]] = {"e2e": e2e.load}
 
@@ -155,7 +153,7 @@ def run(
     """
     beam = beam or Beam()
     changes = {**(overrides or {}), **({"model": model} if model else {})}
-    settings = methods.settings(editor, "generation", hparams, changes, (FULL, TOP2))
+    settings = methods.settings(editor, "generation", hparams, changes)
     if task not in TASKS:
         raise RunError(unknown("task", task, TASKS))
     examples = TASKS[task](data, skip_bad=skip_bad)

@@ -22,13 +22,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.facts import Fact
 from ..editors.base import Edits
-from ..editors.lora import LoRA, LoRAHparams, LowRank
+from ..editors.lora import LoRA, LowRank
 from ..editors.prefix import PrefixPatch
 from ..engine.files import replacing
 from ..engine.model.sites import Site, roles, sites, transposed
 from ..engine.outcome import Outcome
 from ..engine.patches.branches import Factors, LowRankBranch, SitePatch
 from ..hparams import validated
+from ..hparams.lora import LoRAHparams
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

@@ -11,7 +11,7 @@ import typer
 from .. import data as facts_of
 from .. import hparams as presets
 from ..engine.files import locked
-from .common import Device, Dtype, Set, check_names, err, explained, out, printable, quiet, say_learned, size
+from .common import Device, Dtype, Set, err, explained, out, printable, quiet, say_learned, size
 from .grow import add as add_to
 from .unfinished import UNFINISHED, unfinished
 
@@ -58,16 +58,14 @@ def apply(
         add_to(folder, data, limit=limit, skip_bad=skip_bad, resume=resume, model=model, device=device)
         return
     with explained():
-        check_names(editor, hparams)
-        _may_write(folder, resume)
-        overrides = presets.parsed(set_ or [])
+        settings = presets.settings(editor, hparams, presets.parsed(set_ or []) | ({"model": model} if model else {}))
         loaded_facts = facts_of.load(data, skip_bad=skip_bad)
+        _may_write(folder, resume)
         quiet()
 
         from .. import editors
         from ..engine.model.loading import load as load_model
 
-        settings = editors.settings(editor, hparams, overrides | ({"model": model} if model else {}))
         with locked(folder):
             _may_write(folder, resume)  # again, now that nobody else writes
             loaded = load_model(settings.model, device=device, dtype=dtype)

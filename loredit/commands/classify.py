@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from .. import hparams as presets
+from ..evaluation.tuning.methods import settings
 from .common import Device, Dtype, Set, explained, out, quiet
 
 # \b keeps the lines of a paragraph as they are.
@@ -67,6 +68,8 @@ def classify(
 ) -> None:
     with explained():
         overrides = presets.parsed(set_ or [])
+        settings(editor, "classification", hparams, overrides)
+
         from transformers.utils.logging import set_verbosity_error
 
         try:

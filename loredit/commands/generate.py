@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from .. import hparams as presets
+from ..evaluation.tuning.methods import settings
 from .common import Device, Dtype, Set, explained, out, quiet
 
 # \b keeps the lines of a paragraph as they are.
@@ -70,6 +71,8 @@ def generate(
 ) -> None:
     with explained(RESUMABLE):
         overrides = presets.parsed(set_ or [])
+        settings(editor, "generation", hparams, overrides)
+
         from ..evaluation.generation.decoding import Beam
         from ..evaluation.generation.metrics import named
         from ..evaluation.generation.runs import run

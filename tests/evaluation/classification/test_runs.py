@@ -29,12 +29,12 @@ from loredit.data.examples import Example
 from loredit.engine.model.loading import LoadedModel
 from loredit.engine.model.loading import load as load_model
 from loredit.engine.model.sites import head, sites
-from loredit.engine.settings import TrainedHparams
 from loredit.evaluation.classification import runs
 from loredit.evaluation.tuning import methods as tuning_methods
 from loredit.evaluation.tuning.examples import Encoder
 from loredit.evaluation.tuning.side_by_side import Below, SideBySide, fresh_head
 from loredit.evaluation.tuning.training import TrainingError, scored
+from loredit.hparams.base import TrainedHparams
 
 
 def setup(on: LoadedModel, editor: str, *, options: bool = False, batch_size: int = 2, **changes: Any) -> runs._Setup:
@@ -329,7 +329,7 @@ PRESETS = sorted(path.name for path in (Path(presets.__file__).parent / "classif
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_shipped_preset_is_valid_opens_with_its_command_and_fits_its_model(name):
     editor = Path(name).stem
-    settings = tuning_methods.settings(editor, "classification", None, {}, (runs.FULL, runs.PROBE))
+    settings = tuning_methods.settings(editor, "classification", None, {})
     text = (Path(presets.__file__).parent / "classification" / name).read_text()
     command = f"# loredit classify --task mrpc --editor {editor}"
     assert text.splitlines()[0] == command

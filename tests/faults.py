@@ -148,7 +148,14 @@ FAULTS = (
         LOOP,
         "worst = self._batch.table(nll.detach()).amax(1).masked_fill(self._anchor, 0.0)",
         "worst = self._batch.table(nll.detach()).amax(1)",
-        (STOPPING,),
+        ("engine/training/test_loop.py::test_predictions_that_are_to_stay_need_not_be_sure",),
+    ),
+    Fault(
+        "stopping measured with dropout on",
+        LOOP,
+        "if rows.dropped and self.method.hparams.sure is not None:",
+        "if rows.dropped and self.method.hparams.sure is None:",
+        ("engine/training/test_loop.py::test_an_edit_stops_as_soon_as_it_is_sure_without_dropout[gpt2, sure]",),
     ),
     Fault(
         "KL the other way round",
@@ -245,7 +252,7 @@ FAULTS = (
     Fault(
         "a default of transformers is another model",
         "engine/model/identity.py",
-        "used = {key: value for key in _ARCHITECTURE if (value := config.get(key)) is not None}",
+        "used = {key: value for key in known if (value := rope.get(key, config.get(key))) is not None}",
         "used = config",
         ("engine/model/test_identity.py::test_a_default_that_transformers_adds_changes_nothing[gpt2]",),
     ),

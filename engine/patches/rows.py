@@ -42,6 +42,7 @@ class Rows:
         self.folded = not rest and self.edits == [e for e in range(n_edits) for _ in range(each)]
         self.each = each
         self.keys: Tensor | None = None  # (R,) int32, set while training: what each row's dropout masks derive from
+        self.dropped = False  # whether dropout was on in what they were computed with
         self._device = device
         self._index: Tensor | None = None
         self._taken: dict[tuple[int, torch.dtype, bool], tuple[Tensor, Tensor]] = {}
@@ -73,7 +74,10 @@ class Rows:
 
     def dropout(self, x: Tensor, p: float, place: int) -> Tensor:
         """(R, T, I) with the share ``p`` of its numbers dropped while training; ``place`` tells sites apart."""
-        return x if self.keys is None or not p else dropout(x, p, mixed(self.keys + place))
+        if self.keys is None or not p:
+            return x
+        self.dropped = True
+        return dropout(x, p, mixed(self.keys + place))
 
     def per_row(self, parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """(E, ...) -> (R, ...): each row's own copy of a parameter."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ...hparams.base import WeightHparams
 from ..method import Trainable
 from ..model.attention import trainable_attention
 from ..model.encoding import Batch, Encoded, Table
@@ -103,15 +104,17 @@ class Work:
         are so sure of all of their target tokens; what they hold stays in it."""
         if self._draws:
             self._lay_out()
-        rows = Rows(self._owner, len(self.edits), self.patch.seeds.device, self._batch.marks)
-        with run_behind(self._begun), self.patch.attached(self.method.model, rows):
-            logits = logits_of(self.method.model, self.patch.first_layer, self._hidden, self._batch)
+        rows = self._attached_rows()
+        logits = self._logits(rows)
         cost = nll = F.cross_entropy(logits, self._batch.labels, reduction="none")
         if len(self._held):
             # KL(p || q) = sum p (log p - log q), on the predictions that are to stay.
             log_q = logits[self._held].log_softmax(-1)
             cost = nll.index_put((self._held,), F.kl_div(log_q, self._said, reduction="none", log_target=True).sum(-1))
         of_row = self._batch.table(cost).sum(1) / self._batch.table.counts
+        if rows.dropped and self.method.hparams.sure is not None:
+            logits = self._without_dropout()
+            nll = F.cross_entropy(logits, self._batch.labels, reduction="none")
         worst = self._batch.table(nll.detach()).amax(1).masked_fill(self._anchor, 0.0)
         if self.method.hparams.stop_at_rank_1:
             beaten = self._batch.table((logits.argmax(-1) != self._batch.labels).to(nll.dtype)).amax(1)
@@ -182,6 +185,22 @@ class Work:
         self._hidden = self._unedited.hidden_of(self._chosen, self._batch.ids.shape[1])
         self._begun = self._unedited.begun(self._chosen)
         self._said = self._unedited.said_after(self._chosen)
+
+    def _attached_rows(self) -> Rows:
+        return Rows(self._owner, len(self.edits), self.patch.seeds.device, self._batch.marks)
+
+    def _logits(self, rows: Rows) -> Tensor:
+        """(N, V), of the edits as they are."""
+        with run_behind(self._begun), self.patch.attached(self.method.model, rows):
+            return logits_of(self.method.model, self.patch.first_layer, self._hidden, self._batch)
+
+    @torch.no_grad()
+    def _without_dropout(self) -> Tensor:
+        """(N, V), of the edits as they will be used: whether one is sure must not hang on what a mask leaves of it."""
+        self.patch.eval()
+        logits = self._logits(self._attached_rows())
+        self.patch.train()
+        return logits
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.patch.named_parameters())

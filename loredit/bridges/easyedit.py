@@ -31,6 +31,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data import Fact, FactError, from_request
 from ..editors import Editor, Edits, Hparams, WeightPatch, available, find
 from ..editors import settings as settings_of
+from ..engine.model.hooks import attached_to
 from ..engine.model.loading import load, pick_device
 from ..engine.patches.rows import Rows
 from ..engine.progress import Phase, Progress
@@ -160,13 +161,20 @@ def apply(
     other edit is attached, and a function is returned that undoes it. If the last edit is still on the model, as in
     sequential editing, training goes on from it and the new edit takes its place, as in ``Editor.edit_stream``.
 
-    ``keep_original_weight`` means nothing here. Raises ValueError if a request makes no fact or no edit.
+    ``keep_original_weight`` means nothing here. Raises ValueError if a request makes no fact or no edit, RuntimeError
+    if the edit of other settings is still attached to the model.
     """
     editor = find(hparams.editor)(deepcopy(model) if copy else model, tok, hparams.settings, seed=hparams.seed)
     facts = _facts(requests)
     last = _LAST.get(hparams)
     if last and not (last.stays and _same(last.edits.editor, editor)):
         last = None
+    if last is None and attached_to(editor.model):
+        raise RuntimeError(
+            "an edit of another method, other settings or another object of hyper-parameters is attached to the model; "
+            "undo it first (by the function that apply(..., return_orig_weights=True) returned), or go on with the "
+            "hyper-parameters that it was made with"
+        )
     with _lifted(last):
         edits = editor.edit(facts, after=last.edits if last else None)
     earlier = len(edits.facts[0]) - len(facts)

@@ -13,7 +13,12 @@ Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 
 
 class Probe(BaseModel):
-    """A prompt with the answers that count as right (aliases of one another, the preferred one first)."""
+    """A prompt with the answers that count as right (aliases of one another, the preferred one first).
+
+    Example:
+        >>> Probe(prompt="France lies in", answers=("Europe",)).answers
+        ('Europe',)
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,6 +69,10 @@ class BadRecord(NamedTuple):
     """One fault of one record: where it stands, which field (in the file's own words), what is wrong with it.
 
     ``where`` is "facts.csv, line 3, record 1": lines count from 1, records (as case ids do) from 0.
+
+    Example:
+        >>> print(BadRecord("facts.csv, line 3, record 1", "prompt", "is blank"))
+        facts.csv, line 3, record 1: prompt: is blank
     """
 
     where: str

@@ -51,7 +51,12 @@ class Format:
 
 @dataclass(frozen=True)
 class LoadedFacts:
-    """What a source holds: the good facts in its order and, with ``skip_bad``, the faults of the others."""
+    """What a source holds: the good facts in its order and, with ``skip_bad``, the faults of the others.
+
+    Example:
+        >>> LoadedFacts.of([Fact(prompt="Water is", target_new="dry")]).source
+        'facts'
+    """
 
     source: str
     """Its name: a file, "samples", "standard input", "facts"."""

@@ -42,8 +42,21 @@ def from_request(request: Mapping[str, object], *, case_id: str | None = None) -
     or to KnowEdit's list of ``{prompt, ground_truth}``; flat fields (``locality_prompt``, ``locality_ground_truth``)
     do as well. ``ground_truth`` and each answer may be one text or (nested) lists of aliases, ``rephrase_prompt`` and
     ``chat_prompt`` (what a user would ask a chat model; EasyEdit has no such field) one text or a list. ``{}`` in a
-    prompt stands for the subject. A probe whose answer is empty is left out. ``case_id`` is for a request without one;
-    None: one that is made of what the fact says. Raises FactError, which lists all faults.
+    prompt stands for the subject. A probe whose answer is empty is left out.
+
+    Args:
+        request: EasyEdit's dictionary.
+        case_id: for a request without one; None: one that is made of what the fact says.
+
+    Returns:
+        The fact.
+
+    Raises:
+        FactError: the request is faulty; all faults are listed.
+
+    Example:
+        >>> from_request({"prompt": "{} lies in", "subject": "France", "target_new": "Asia"}).prompt
+        'France lies in'
     """
     return to_fact(request, case_id)[0]
 

@@ -36,12 +36,29 @@ __all__ = [
 
 
 def available() -> list[str]:
-    """The names of all methods."""
+    """The names of all methods.
+
+    Returns:
+        Those found in this folder, in order.
+
+    Example:
+        >>> {"lora", "rome"} <= set(available())
+        True
+    """
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base" and not m.ispkg)
 
 
 def find(name: str) -> type[Editor]:
-    """The editor class of a method, imported when it is asked for. Raises ValueError for an unknown name.
+    """The editor class of a method, imported when it is asked for.
+
+    Args:
+        name: of a method (:func:`available`).
+
+    Returns:
+        The class that the method's file defines.
+
+    Raises:
+        ValueError: an unknown name; the message names those there are.
 
     Example:
         >>> find("lora").__name__
@@ -81,6 +98,9 @@ def editor(
         dtype: of the base model: auto, float32, bfloat16.
         **overrides: hyper-parameters in place of the preset's.
 
+    Returns:
+        The method, bound to the model.
+
     Raises:
         ValueError: an unknown method, preset or hyper-parameter, or a model that cannot be loaded; the message says
             which, and what there is.
@@ -100,14 +120,47 @@ def editor(
 
 
 def load(folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Edits:
-    """Read what :meth:`Edits.save` wrote. Another model than the one the edits were trained on is an EditsError."""
+    """Read what :meth:`Edits.save` wrote.
+
+    Args:
+        folder: where it lies.
+        model: what the edits were trained on.
+        tokenizer: the model's.
+
+    Returns:
+        The edits, bound to the model.
+
+    Raises:
+        EditsError: the folder holds no edits, damaged ones, or those of another model.
+
+    Example:
+        >>> edits = load("my-edits", model, tokenizer)  # doctest: +SKIP
+        >>> with edits.on("france"):  # doctest: +SKIP
+        ...     model.generate(**inputs)
+    """
     folder = Path(folder)
     manifest, stored = read_both(folder)
     return read_edits(folder, manifest, editor_of(folder, manifest, model, tokenizer), stored)
 
 
 def editor_of(folder: Path, manifest: Manifest, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Editor:
-    """The editor that made the edits of a folder, bound to the model they were made for. Raises EditsError."""
+    """The editor that made the edits of a folder, bound to the model they were made for.
+
+    Args:
+        folder: where they lie; for messages.
+        manifest: what is read of it.
+        model: what they were trained on.
+        tokenizer: the model's.
+
+    Returns:
+        The editor, with the settings and the seed that it had.
+
+    Raises:
+        EditsError: another model, or a manifest that names no method with valid settings.
+
+    Example:
+        >>> editor = editor_of(folder, read_manifest(folder), model, tokenizer)  # doctest: +SKIP
+    """
     check_model(folder, manifest, model)
     try:
         cls = find(manifest.editor)

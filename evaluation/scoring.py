@@ -53,9 +53,25 @@ def evaluate(
     seed: int = 0,
     progress: Shown = None,
 ) -> list[FactScores]:
-    """Score every fact of every edit, in order. ``seed`` is for the sampled texts of ``fluency``.
+    """Score every fact of every edit, in order.
 
-    Raises RuntimeError while something is attached to the model: it would be taken for the unedited one.
+    Args:
+        edits: finished edits.
+        measures: what is scored beside ``token_em``.
+        fluency: sample a text for each fact through both models.
+        seed: of the texts that are sampled.
+        progress: told the phase and its share; a bar in a terminal or notebook if not given, False for none.
+
+    Returns:
+        What was seen of each fact; :func:`~.metrics.summarise` makes numbers of it.
+
+    Raises:
+        RuntimeError: something is attached to the model, which would be taken for the unedited one.
+
+    Example:
+        >>> scores = evaluate(edits, measures=["generation"], fluency=False)  # doctest: +SKIP
+        >>> summarise(scores).metrics["edit_success"].edited.mean  # doctest: +SKIP
+        100.0
     """
     check_free(edits.editor.model, "evaluate")
     places = ((e, place) for e, facts in enumerate(edits.facts) for place in range(len(facts)))

@@ -32,6 +32,9 @@ class HparamsError(ValueError):
 def methods() -> list[str]:
     """The names of all methods.
 
+    Returns:
+        Those that have a module here, in order.
+
     Example:
         >>> "lora" in methods()
         True
@@ -40,7 +43,13 @@ def methods() -> list[str]:
 
 
 def kind(editor: str) -> type[Hparams]:
-    """The class of a method's hyper-parameters, which is called as the method is.
+    """The class of a method's hyper-parameters.
+
+    Args:
+        editor: the name of a method.
+
+    Returns:
+        The class of the method's module here that is called as the method is.
 
     Raises:
         HparamsError: an unknown method; the message names those there are.
@@ -81,6 +90,12 @@ def settings(editor: str, preset: str, overrides: Mapping[str, object] | None = 
 def presets(editor: str) -> list[str]:
     """Names of the presets that come with an editor.
 
+    Args:
+        editor: the name of a method, or of what methods are trained for ("classification").
+
+    Returns:
+        File names, in order; none where nothing is called so.
+
     Example:
         >>> "smollm2.yaml" in presets("lora")
         True
@@ -89,7 +104,22 @@ def presets(editor: str) -> list[str]:
 
 
 def find(editor: str, name: str) -> Path:
-    """The file that ``name`` means: a path, or a preset of the editor. Raises HparamsError."""
+    """The file that a name means.
+
+    Args:
+        editor: whose presets are looked through.
+        name: a path, or a preset of the editor, with or without ".yaml".
+
+    Returns:
+        The file.
+
+    Raises:
+        HparamsError: there is none; the message names the presets.
+
+    Example:
+        >>> find("lora", "smollm2").name
+        'smollm2.yaml'
+    """
     # A name's own ending is not cut off: "gpt2.xl" is not "gpt2".
     preset = _FOLDER / editor / (name if name.endswith(".yaml") else f"{name}.yaml")
     try:
@@ -113,8 +143,15 @@ def read(cls: type[M], folder: str, name: str, overrides: Mapping[str, object]) 
         name: a file, or the name of a preset in ``folder``, with or without ".yaml".
         overrides: values in place of the file's.
 
+    Returns:
+        What was read and found valid.
+
     Raises:
         HparamsError: no such file, or one with faults; the message lists them all.
+
+    Example:
+        >>> read(kind("lora"), "lora", "smollm2", {"rank": 8}).rank
+        8
     """
     source = find(folder, name)
     try:
@@ -129,7 +166,16 @@ def read(cls: type[M], folder: str, name: str, overrides: Mapping[str, object]) 
 
 
 def parsed(texts: Iterable[str]) -> dict[str, object]:
-    """``key=value`` texts, the values written as in YAML, as a dictionary. Raises HparamsError.
+    """``key=value`` texts, the values written as in YAML, as a dictionary.
+
+    Args:
+        texts: what follows each ``--set``.
+
+    Returns:
+        Values by key.
+
+    Raises:
+        HparamsError: a text without a key, or a value that is no YAML.
 
     Example:
         >>> parsed(["lr=1e-3", "layers=[1, 2]"])
@@ -139,7 +185,25 @@ def parsed(texts: Iterable[str]) -> dict[str, object]:
 
 
 def validated(cls: type[M], values: Mapping[str, object], source: str) -> M:
-    """The values as hyper-parameters, or one HparamsError that lists every fault."""
+    """Values as hyper-parameters.
+
+    Args:
+        cls: what they are validated as.
+        values: by key.
+        source: where they are from, for the message.
+
+    Returns:
+        An object of the class.
+
+    Raises:
+        HparamsError: there are faults; the message lists all of them.
+
+    Example:
+        >>> validated(kind("lora"), {"lr": "abc"}, "mine.yaml")
+        Traceback (most recent call last):
+        ...
+        loredit.hparams.HparamsError: mine.yaml: 6 fault(s)...
+    """
     try:
         return cls.model_validate(values)
     except ValidationError as error:

@@ -34,7 +34,12 @@ Layers = Annotated[Literal["all"] | list[int], BeforeValidator(_layers)]
 
 class Hparams(BaseModel):
     """Hyper-parameters that every method has. Each kind of method, and each method, adds its own; unknown keys are
-    errors."""
+    errors.
+
+    Example:
+        >>> Hparams(model="gpt2", contexts=2).end_of_text
+        False
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -53,8 +53,15 @@ def load(
         labels: None for a causal LM, else the outputs of a sequence-classification head, which is random where the
             model has none.
 
+    Returns:
+        The two; the tokenizer has a pad token.
+
     Raises:
         ModelError: the name leads to no model, or to one that is incomplete; never another model in silence.
+
+    Example:
+        >>> load("smollm2-135m", dtype="float32").model.config.num_hidden_layers  # doctest: +SKIP
+        30
     """
     where = pick_device(device)
     kind = pick_dtype(dtype, where)

@@ -106,12 +106,36 @@ def run(
 ) -> ClassificationResult:
     """Train a classifier with each seed, score it, and write the results to a folder.
 
-    ``task``: one of ``TASKS``. ``editor``: a name in ``loredit.editors.available()``, "full" for all weights, or
-    "probe" for the head alone. ``data``: a folder (or file), or "hub". ``hparams`` None: the editor's preset in
-    ``hparams/classification/``. ``limit``: train on a sample of this many examples. ``ensemble``: a binary classifier
-    for each class against the reference one, instead of one classifier. ``train`` False: fresh heads on the model as it
-    is. ``head_lr``: the learning rate of the head, whose matrices want smaller steps than an editor's factors. Raises
-    ValueError (its message for people) for bad input.
+    Args:
+        task: one of ``TASKS``.
+        editor: a name in ``loredit.editors.available()``, "full" for all weights, or "probe" for the head alone.
+        data: a folder (or file), or "hub".
+        hparams: a YAML file or a preset in ``hparams/classification/``; None: the editor's.
+        overrides: hyper-parameters in place of the preset's.
+        model: a name in place of the preset's.
+        seeds: trained side by side (whole models one after another).
+        batch_size: examples of a step, for each seed.
+        head_lr: the learning rate of the head, whose matrices want smaller steps than an editor's factors.
+        max_length: texts are cut to this many tokens.
+        limit: train on a sample of this many examples; None: all.
+        ensemble: a binary classifier for each class against the reference one, instead of one classifier.
+        train: False: fresh heads on the model as it is.
+        skip_bad: leave faulty rows of the data out.
+        device: auto, cpu, cuda, cuda:1, mps.
+        dtype: of the base model: auto, float32, bfloat16.
+        output: the results' folder; None: a new one below ``results/``.
+        trust_remote_code: run code that a model brings along.
+        progress: show bars.
+
+    Returns:
+        The metrics over seeds, and the folder.
+
+    Raises:
+        ValueError: bad input; its message is for people.
+
+    Example:
+        >>> result = run("mrpc", "roselora", data="GLUE")  # doctest: +SKIP
+        >>> result.metrics["splits"]["dev"]["accuracy"]["mean"]  # doctest: +SKIP
     """
     changes = {**(overrides or {}), **({"model": model} if model else {})}
     settings = methods.settings(editor, "classification", hparams, changes)

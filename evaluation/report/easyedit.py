@@ -33,8 +33,19 @@ def to_easyedit(scores: FactScores) -> dict[str, object]:
          "post": {..., "locality": {"Forgetfulness_acc": [1.0, 0.75]}, ...}}
 
     EasyEdit knows one rephrased prompt per fact: of several, ``rephrase_acc`` is the mean. Its lists of predicted
-    tokens (``locality``'s ``*_output``) are not here. A fact that could not be edited or scored has ``error``, and
-    ``pre`` and ``post`` are empty.
+    tokens (``locality``'s ``*_output``) are not here.
+
+    Args:
+        scores: what was seen of a fact.
+
+    Returns:
+        The entry. A fact that could not be edited or scored has ``error``, and ``pre`` and ``post`` are empty.
+
+    Example:
+        >>> failed = FactScores(case_id="0", prompt="Water is", target_new="dry", probes=(), steps=3, loss=None,
+        ...     nonzero_share=1.0, error="the loss became nan")
+        >>> to_easyedit(failed)["error"]
+        'the loss became nan'
     """
     entry: dict[str, object] = {"case_id": scores.case_id, "requested_rewrite": _request(scores)}
     if scores.error:

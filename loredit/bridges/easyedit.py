@@ -56,6 +56,10 @@ class EasyEditHparams:
     """What EasyEdit reads of a hyper-parameter object, and the settings of one of our editors.
 
     Fields may be set later, as those of EasyEdit's own objects; :func:`hparams` makes one from a preset.
+
+    Example:
+        >>> hparams("lora", "smollm2").alg_name
+        'loredit-LoRA'
     """
 
     alg_name: str
@@ -94,6 +98,18 @@ def hparams(
             "llama", "gpt" or another it knows; :func:`edit` takes any model, also a pair (model, tokenizer).
         device: "auto", "cpu", "cuda:1", ...; a number is that CUDA device, as in EasyEdit.
         batch_size: facts per edit in EasyEdit's ``batch_edit``; its ``edit`` wants 1.
+        seed: same seed, same machine: same numbers.
+        fp16: load the model in float16, as EasyEdit does.
+
+    Returns:
+        The object.
+
+    Raises:
+        ValueError: an unknown editor, preset or hyper-parameter, or a device that cannot be used here.
+
+    Example:
+        >>> hparams("roselora", "smollm2", {"lr": 1e-3}).settings.lr
+        0.001
     """
     settings = settings_of(editor, preset, overrides)
     return EasyEditHparams(
@@ -112,12 +128,24 @@ def hparams(
 
 
 def register(*, overwrite: bool = False) -> list[str]:
-    """Make our editors known to EasyEdit; returns their names there.
+    """Make our editors known to EasyEdit.
 
     An editor is called as its class ("RoseLoRA"), with "loredit-" before it where EasyEdit has a method of that name
-    ("loredit-LoRA"). ``overwrite`` puts ours under such names as well, in place of what is there. Importing EasyEdit
-    leaves random generators, logging, warnings and environment as they were. Raises ImportError where it cannot be
-    imported, ValueError where another method has one of the names.
+    ("loredit-LoRA"). Importing EasyEdit leaves random generators, logging, warnings and environment as they were.
+
+    Args:
+        overwrite: put ours under names of EasyEdit's own as well, in place of what is there.
+
+    Returns:
+        The names of our editors there.
+
+    Raises:
+        ImportError: EasyEdit cannot be imported.
+        ValueError: another method has one of the names.
+
+    Example:
+        >>> "RoseLoRA" in register()  # doctest: +SKIP
+        True
     """
     names = {_alg_name(editor): editor for editor in available()}
     if overwrite:
@@ -157,12 +185,30 @@ def apply(
 ) -> tuple[PreTrainedModel, dict[str, Tensor] | Callable[[], None]]:
     """One edit that carries all ``requests``, put on the model: EasyEdit's signature, for all of our editors.
 
-    A change of weights is merged, and beside the model the weights before it are returned, by parameter name. Any
-    other edit is attached, and a function is returned that undoes it. If the last edit is still on the model, as in
-    sequential editing, training goes on from it and the new edit takes its place, as in ``Editor.edit_stream``.
+    A change of weights is merged; any other edit is attached. If the last edit is still on the model, as in sequential
+    editing, training goes on from it and the new edit takes its place, as in ``Editor.edit_stream``.
 
-    ``keep_original_weight`` means nothing here. Raises ValueError if a request makes no fact or no edit, RuntimeError
-    if the edit of other settings is still attached to the model.
+    Args:
+        model: what is edited.
+        tok: its tokenizer.
+        requests: EasyEdit's dictionaries.
+        hparams: what :func:`hparams` made.
+        copy: edit a copy of the model.
+        return_orig_weights: hand out what undoes the edit.
+        keep_original_weight: means nothing here.
+        **_: what EasyEdit passes beside these, which means nothing here either.
+
+    Returns:
+        The model, and what undoes the edit: the weights before it by parameter name or, of an attached one, a function.
+
+    Raises:
+        ValueError: a request makes no fact or no edit.
+        RuntimeError: the edit of other settings is still attached to the model.
+
+    Example:
+        >>> settings = hparams("adapter", "smollm2")
+        >>> edited, undo = apply(model, tok, [request], settings, return_orig_weights=True)  # doctest: +SKIP
+        >>> undo()  # doctest: +SKIP
     """
     editor = find(hparams.editor)(deepcopy(model) if copy else model, tok, hparams.settings, seed=hparams.seed)
     facts = _facts(requests)
@@ -331,12 +377,37 @@ def edit(
     """The metrics that EasyEdit's ``BaseEditor.edit`` returns for these arguments, computed by our engine.
 
     ``metrics, edited_model, _ = editor.edit(prompts=..., ...)`` becomes ``metrics = edit(hparams, prompts=..., ...)``.
-    EasyEdit is not needed. An entry of the list is as :func:`to_easyedit` has it. With ``sequential_edit`` each fact is
-    scored right after its own edit, on the model with all edits up to it.
+    EasyEdit is not needed.
 
-    Of EasyEdit's other arguments, ``target_neg``, ``keep_original_weight``, ``pre_edit``, ``pre_file``, ``train_ds``
-    and ``loc_prompts`` change nothing here. Raises ValueError for faulty requests (all of them at once) and for what
-    only EasyEdit measures: another ``eval_metric``, ``evaluation_type`` or ``use_chat_template``.
+    Args:
+        hparams: what :func:`hparams` made.
+        prompts: of each fact.
+        target_new: of each fact.
+        ground_truth: of each fact.
+        target_neg: means nothing here.
+        rephrase_prompts: of each fact.
+        locality_inputs: probes, by group.
+        portability_inputs: probes, by group.
+        sequential_edit: score each fact right after its own edit, on the model with all edits up to it.
+        verbose: show a bar.
+        subject: of each fact.
+        test_generation: sample a text for each fact and measure its fluency.
+        requests: dictionaries in place of all these columns.
+        **others: EasyEdit's other arguments, of which ``keep_original_weight``, ``pre_edit``, ``pre_file``,
+            ``train_ds`` and ``loc_prompts`` change nothing.
+
+    Returns:
+        An entry for each fact, as :func:`to_easyedit` has it.
+
+    Raises:
+        ValueError: faulty requests (all of them at once), or what only EasyEdit measures: another ``eval_metric``,
+            ``evaluation_type`` or ``use_chat_template``.
+        TypeError: an argument that EasyEdit does not have.
+
+    Example:
+        >>> metrics = edit(hparams("lora", "smollm2"), "Water is", "dry", subject="Water")  # doctest: +SKIP
+        >>> metrics[0]["post"]["rewrite_acc"]  # doctest: +SKIP
+        [1.0]
     """
     _refuse(hparams, others)
     asked = (

@@ -115,6 +115,15 @@ def from_peft(
 ) -> Edits:
     """A LoRA adapter of PEFT's as one edit of the ``lora`` editor, said to carry ``facts``.
 
+    Args:
+        folder: what PEFT's ``save_pretrained`` wrote.
+        model: what the adapter was trained on.
+        tokenizer: the model's.
+        facts: what the edit is said to carry.
+
+    Returns:
+        One edit.
+
     Raises:
         PeftError: the adapter does more than (alpha / r) B A beside linear maps (DoRA, biases, whole modules, a start
             that changes the base weights), or sits on maps that have no role here.

@@ -91,8 +91,8 @@ class Router:
 
     Example:
         >>> router = Router(Sentences("minilm-l6"))  # doctest: +SKIP
-        >>> router.add(facts)
-        >>> [(route.edit, route.score) for route in router.route(["What is France's capital?"])]
+        >>> router.add(facts)  # doctest: +SKIP
+        >>> [(route.edit, route.score) for route in router.route(["What is France's capital?"])]  # doctest: +SKIP
         [(0, 0.98)]
     """
 

@@ -71,8 +71,8 @@ class EditStore:
 
     Example:
         >>> store = EditStore(model, tokenizer)  # doctest: +SKIP
-        >>> store.add(edits)
-        >>> with store.on(["What is France's capital?"]) as routes:
+        >>> store.add(edits)  # doctest: +SKIP
+        >>> with store.on(["What is France's capital?"]) as routes:  # doctest: +SKIP
         ...     model.generate(...)
     """
 
@@ -132,8 +132,14 @@ class EditStore:
     def add(self, edits: Edits) -> None:
         """Keep these edits too; a failed one is left out. The facts that are here already are not embedded again.
 
+        Args:
+            edits: of the kind and model of those that are here.
+
         Raises:
             EditsError: there is nothing to add, a case is here already, or these are edits of another kind or model.
+
+        Example:
+            >>> store.add(editor.edit_each(facts))  # doctest: +SKIP
         """
         good = [e for e, outcome in enumerate(edits.outcomes) if not outcome.error]
         edits = edits.taken(good)
@@ -168,7 +174,17 @@ class EditStore:
                 )
 
     def remove(self, case_id: str) -> None:
-        """Forget the edit of a case. One that carries other facts too, or none, is an EditsError."""
+        """Forget the edit of a case.
+
+        Args:
+            case_id: of the one fact that the edit carries.
+
+        Raises:
+            EditsError: there is no such case, or its edit carries other facts too.
+
+        Example:
+            >>> store.remove("france")  # doctest: +SKIP
+        """
         found = edit_of(self._facts, case_id)
         alone(self._facts[found], case_id)
         rest = [e for e in range(len(self)) if e != found]
@@ -180,10 +196,22 @@ class EditStore:
     def calibrate(
         self, facts: Sequence[Fact] | None = None, *, strays: float = 0.05, wrong: float = 0.015
     ) -> Calibration:
-        """Fit the routing to facts like those to be kept (:meth:`Router.calibrate`); the store's own if not given.
+        """Fit the routing to facts like those to be kept (:meth:`Router.calibrate`).
+
+        Args:
+            facts: with rephrasings and locality probes; the store's own if not given.
+            strays: share of the probes that may get an edit.
+            wrong: share of the rephrasings that may get a wrong one.
+
+        Returns:
+            The numbers that routing judges by from now on.
 
         Raises:
             ValueError: none of the facts has a rephrasing.
+
+        Example:
+            >>> store.calibrate(facts).threshold  # doctest: +SKIP
+            0.62
         """
         own = [fact for facts in self._facts for fact in facts if fact.rephrase_prompts]
         chosen = _spread(own, _MOST) if facts is None else facts
@@ -200,21 +228,39 @@ class EditStore:
             self._fitted_to = len(usable)
 
     def route(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[Route]:
-        """Where each prompt (a text or its token ids) goes: the edit's index or -1, the fact, and the score."""
+        """Where each prompt goes; nothing is attached.
+
+        Args:
+            prompts: texts, or their token ids.
+
+        Returns:
+            For each the edit's index or -1, the fact, and the score.
+
+        Example:
+            >>> store.route(["What is France's capital?"])[0].fact.case_id  # doctest: +SKIP
+            'france'
+        """
         return self._router.route([p if isinstance(p, str) else str(self.tokenizer.decode([*p])) for p in prompts])
 
     @contextmanager
     def on(
         self, prompts: Sequence[str] | Sequence[Sequence[int]] | Tensor, mask: Tensor | None = None
     ) -> Iterator[list[Route]]:
-        """While open, row r of a batch is computed with the edit that ``prompts[r]`` is about; yields the routes.
+        """While open, row r of a batch is computed with the edit that ``prompts[r]`` is about.
 
         Args:
             prompts: texts, lists of token ids, or the batch's ids (R, T).
             mask: the batch's attention mask (R, T), where ``prompts`` is a tensor.
 
+        Yields:
+            The routes.
+
         Raises:
             RuntimeError: edits are attached to the model already.
+
+        Example:
+            >>> with store.on(prompts) as routes:  # doctest: +SKIP
+            ...     model.generate(**inputs)
         """
         if isinstance(prompts, Tensor):
             mask = torch.ones_like(prompts) if mask is None else mask
@@ -227,7 +273,18 @@ class EditStore:
 
     @contextmanager
     def with_edits(self, rows: Sequence[int]) -> Iterator[None]:
-        """While open, row r of a batch is computed with edit ``rows[r]``, or with none where it is -1."""
+        """While open, row r of a batch is computed with edit ``rows[r]``.
+
+        Args:
+            rows: an edit's index for each row, -1 for none.
+
+        Yields:
+            Nothing; the model itself is what is used.
+
+        Example:
+            >>> with store.with_edits([0, -1]):  # doctest: +SKIP
+            ...     model(**two_rows)
+        """
         needed = sorted({row for row in rows if row >= 0})
         with rows_counted(self.model, len(rows)), self._attached(needed, rows):
             yield
@@ -247,7 +304,17 @@ class EditStore:
         return self._frame.patch.rebuilt(tensors | rest).trimmed()
 
     def edits(self) -> Edits:
-        """All edits, unpacked."""
+        """All edits, unpacked.
+
+        Returns:
+            Edits as an editor gives them.
+
+        Raises:
+            EditsError: the store is empty.
+
+        Example:
+            >>> store.edits().save("my-edits")  # doctest: +SKIP
+        """
         if self._frame is None:
             raise EditsError("the store is empty")
         return Edits(self._frame.editor, self._patch(range(len(self))), tuple(self.facts), tuple(self._outcomes))
@@ -256,6 +323,15 @@ class EditStore:
         """Write the edits as :meth:`Edits.save` does (and ``Edits.load`` reads them), with the index beside them.
 
         A folder that holds edits already holds either those or these at every moment.
+
+        Args:
+            folder: made if there is none.
+
+        Raises:
+            EditsError: the store is empty.
+
+        Example:
+            >>> store.save("my-edits")  # doctest: +SKIP
         """
         if self._frame is None:
             raise EditsError("the store is empty; there is nothing to save")
@@ -287,9 +363,15 @@ class EditStore:
             encoder: another encoder than the one that the folder names, as in the constructor; the facts are embedded
                 again, as those of a folder of earlier releases are.
 
+        Returns:
+            The store.
+
         Raises:
             EditsError: the folder holds no edits, damaged ones, or those of another model.
             ModelError: the encoder cannot be loaded.
+
+        Example:
+            >>> store = EditStore.load("my-edits", model, tokenizer)  # doctest: +SKIP
         """
         folder = Path(folder)
         manifest, tensors = read_both(folder)

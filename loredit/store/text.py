@@ -85,7 +85,7 @@ def found(name: Sequence[str], said: Sequence[Word]) -> tuple[float, tuple[int, 
 
     Example:
         >>> found(name_of("The Beatles"), words("Who founded the beatles' label?"))
-        (1.0, (12, 23))
+        (1.0, (16, 23))
     """
     n, here = len(name), [w.text for w in said]
     if not n:
@@ -154,7 +154,7 @@ def windows(prompt: str) -> list[str]:
     Example:
         >>> windows("Read this first. What is the capital of France? It is")
         ['Read this first. What is the capital of France It is', 'What is the capital of France It is', \
-'What is the capital of France']
+'What is the capital of France', 'Read this first.']
     """
     text = asked(prompt)
     sentences = [s for s in _SENTENCE.split(text) if s and s.strip()]

@@ -94,10 +94,10 @@ def _arc(task: str, path: Path, skip_bad: bool) -> AbilityTask:
         question, *options, right = cells
         if len(options) != len(_LETTERS) or not question.strip():
             raise ValueError(f"expected a question, {len(_LETTERS)} options and a letter, found {len(cells)} cells")
-        place = (_LETTERS if right.isalpha() else "1234").find(right) if right else -1
-        if place < 0:
+        index = (_LETTERS if right.isalpha() else "1234").find(right) if right else -1
+        if index < 0:
             raise ValueError(f"the right option is {right!r}; expected {', '.join(_LETTERS)} or 1, 2, 3, 4")
-        return Question(f"Question: {question}\nAnswer:", tuple(options), place)
+        return Question(f"Question: {question}\nAnswer:", tuple(options), index)
 
     rows = parsed_rows(path, ((lines.line_num, cells) for cells in lines if cells), parse, skip_bad=skip_bad)
     return AbilityTask(task, rows, (), sha256_of([content]))

@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
-"""Text that is not blank. It is kept as written: spaces at its ends are the data's own and are not stripped."""
+"""Text that is not blank. It stays as written: spaces at its ends are the data's own and are not stripped."""
 
 
 class Probe(BaseModel):

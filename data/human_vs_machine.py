@@ -39,8 +39,8 @@ def load(source: str, *, skip_bad: bool = False) -> TaskData:
 
 def split_of(topic: str) -> str:
     """train, dev or test, by the topic's name alone."""
-    place = int.from_bytes(hashlib.sha256(topic.encode()).digest()[:8], "big") % 10
-    return "train" if place < 7 else "dev" if place < 8 else "test"
+    tenth = int.from_bytes(hashlib.sha256(topic.encode()).digest()[:8], "big") % 10
+    return "train" if tenth < 7 else "dev" if tenth < 8 else "test"
 
 
 class _Record(NamedTuple):

@@ -142,11 +142,11 @@ def _answered(groups: object) -> object:
     """``groups`` without the probes that have an answer field with nothing in it, and without empty groups."""
     if not isinstance(groups, Mapping):
         return groups
-    kept = {
+    groups = {
         group: [probe for probe in probes if not isinstance(probe, dict) or probe.get("answers") != []]
         for group, probes in groups.items()
     }
-    return {group: probes for group, probes in kept.items() if probes}
+    return {group: probes for group, probes in groups.items() if probes}
 
 
 def _count(groups: object) -> int:
@@ -154,7 +154,7 @@ def _count(groups: object) -> int:
 
 
 def _field(loc: tuple[int | str, ...], request: Mapping[str, object]) -> str:
-    """A fault's place in the request: ("locality", "g", 0, "answers") -> "locality.g[0].ground_truth"."""
+    """Where a fault is in the request: ("locality", "g", 0, "answers") -> "locality.g[0].ground_truth"."""
     names = {"answers": "ground_truth", "rephrase_prompts": "rephrase_prompt", "chat_prompts": "chat_prompt"}
     kind, *rest = (names.get(str(part), part) for part in loc)
     if rest and rest[0] == FLAT_GROUPS.get(str(kind)) and rest[0] not in _mapping(request.get(str(kind))):

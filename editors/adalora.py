@@ -51,17 +51,17 @@ _DEVIATION, _EPSILON = 0.02, 1e-5  # PEFT's
 class Triplets(LowRankBranch):
     """(alpha / r_0) P Lambda Q x beside W x, with the paper's names: ``p`` is P, ``lam`` Lambda, ``q`` Q."""
 
-    def __init__(self, p: Tensor, q: Tensor, scale: float, dropout: float, place: int) -> None:
+    def __init__(self, p: Tensor, q: Tensor, scale: float, dropout: float, salt: int) -> None:
         super().__init__()
         self.p, self.q = nn.Parameter(p), nn.Parameter(q)  # (E, O, r), (E, r, I)
         self.lam = nn.Parameter(p.new_zeros(len(p), q.shape[1]))  # (E, r)
-        self.scale, self.dropout, self.place = scale, dropout, place
+        self.scale, self.dropout, self.salt = scale, dropout, salt
         for name, _ in [*self.named_parameters()]:  # of the same shapes; empty until the first step
             self.register_buffer(f"{name}_importance", p.new_zeros(len(p), 0), persistent=False)
             self.register_buffer(f"{name}_uncertainty", p.new_zeros(len(p), 0), persistent=False)
 
     def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-        h = rows.linear(rows.dropout(x, self.dropout, self.place), self.q) * rows.per_row(self.lam, x.dtype)[:, None]
+        h = rows.linear(rows.dropout(x, self.dropout, self.salt), self.q) * rows.per_row(self.lam, x.dtype)[:, None]
         return torch.add(y, rows.linear(h, self.p), alpha=self.scale)
 
     def turn(self, turned: Callable[[Tensor], Tensor]) -> None:
@@ -163,7 +163,7 @@ class AdaLoRA(TrainedEditor):
 
     def patch(self, seeds: Sequence[int]) -> AdaLoRAPatch:
         h, draw = self.hparams, PerEdit(seeds)
-        places = sites(self.model, h.sites, h.layers)
+        chosen = sites(self.model, h.sites, h.layers)
         branches = [
             Triplets(
                 draw.normal((site.outputs, h.init_r), _DEVIATION),
@@ -172,9 +172,9 @@ class AdaLoRA(TrainedEditor):
                 h.dropout,
                 i,
             )
-            for i, site in enumerate(places)
+            for i, site in enumerate(chosen)
         ]
-        return AdaLoRAPatch(seeds, places, branches, h)
+        return AdaLoRAPatch(seeds, chosen, branches, h)
 
     def may_stop(self, steps: Tensor) -> Tensor:
         return steps >= self.hparams.settled_at

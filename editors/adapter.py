@@ -21,7 +21,7 @@ from it: its pfeiffer bottleneck reads y + r, its parallel one r, the residual s
 The up-projection starts at zero (as in He et al., 2022, https://arxiv.org/abs/2110.04366, for the parallel placement;
 the earlier papers start near zero), so a fresh patch changes nothing.
 
-Trained numbers of an edit: 2 m d + d + m at each place.
+Trained numbers of an edit: 2 m d + d + m at each site.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ def bottleneck_patch(
     seeds: Sequence[int],
     projections: Callable[[int, int], tuple[nn.Module, nn.Module]],
 ) -> SitePatch[Bottleneck]:
-    """Fresh bottlenecks at the places of ``h``; ``projections(m, d)`` makes each one's maps down and up."""
-    places = _places(model, h)
-    width = places[0].outputs
+    """Fresh bottlenecks at the sites that ``h`` names; ``projections(m, d)`` makes each one's maps down and up."""
+    chosen = _sites(model, h)
+    width = chosen[0].outputs
     m = max(1, int(width // h.reduction_factor))
-    return SitePatch(seeds, places, [Bottleneck(*projections(m, width), h) for _ in places])
+    return SitePatch(seeds, chosen, [Bottleneck(*projections(m, width), h) for _ in chosen])
 
 
-def _places(model: nn.Module, h: BottleneckHparams) -> list[Site]:
+def _sites(model: nn.Module, h: BottleneckHparams) -> list[Site]:
     if h.placement != "parallel":
         return sites(model, ["mlp_down"] if h.placement == "pfeiffer" else ["attention_output", "mlp_down"], h.layers)
     # The MLP as a whole, from the input of its map up to the output of its map down.

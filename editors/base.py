@@ -102,7 +102,7 @@ class Editor(Method, ABC):
                 parts.append((indices, edits))
                 done += len(indices)
                 told(Phase.FINISHED, 0.0, 0)
-        at = {i: place for place, i in enumerate(i for indices, _ in parts for i in indices)}
+        at = {i: n for n, i in enumerate(i for indices, _ in parts for i in indices)}
         return Edits.concatenated([edits for _, edits in parts]).taken([at[i] for i in range(len(facts))])
 
     @final

@@ -7,7 +7,7 @@ With a = 0 each fact gets its value exactly, :math:`(W + \Delta) K = V`, and wha
 moment C = E[k k^T], changes least; the a that is added keeps facts with like keys from tearing the weights apart.
 
 For one update this is MEMIT with lambda = a, of which it takes keys, values and blocks too. Keys of earlier updates
-are not kept: each update is solved by itself, as published.
+are not stored: each update is solved by itself, as published.
 
 Numbers of an edit: I + O for each fact at each block.
 """

@@ -24,13 +24,13 @@ from .base import TrainedEditor
 class LowRank(LowRankBranch):
     """(alpha / r) B A x beside W x, with the paper's names: ``a`` is A, ``b`` is B."""
 
-    def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float, place: int) -> None:
+    def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float, salt: int) -> None:
         super().__init__()
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)  # (E, r, I), (E, O, r)
-        self.scale, self.dropout, self.place = scale, dropout, place
+        self.scale, self.dropout, self.salt = scale, dropout, salt
 
     def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-        x = rows.dropout(x, self.dropout, self.place)
+        x = rows.dropout(x, self.dropout, self.salt)
         return torch.add(y, rows.linear(rows.linear(x, self.a), self.b), alpha=self.scale)
 
     def turn(self, turned: Callable[[Tensor], Tensor]) -> None:
@@ -48,11 +48,11 @@ def low_rank_patch(
     model: nn.Module, h: LoRAHparams, seeds: Sequence[int], branch: Callable[..., LowRank] = LowRank
 ) -> WeightSitePatch[LowRank]:
     """Fresh factors at every site of ``h``, A drawn per edit and B zero."""
-    draw, places = PerEdit(seeds), sites(model, h.sites, h.layers)
-    a = [draw.uniform((h.rank, site.inputs), site.inputs**-0.5) for site in places]
-    b = [torch.zeros(len(seeds), site.outputs, h.rank) for site in places]
+    draw, chosen = PerEdit(seeds), sites(model, h.sites, h.layers)
+    a = [draw.uniform((h.rank, site.inputs), site.inputs**-0.5) for site in chosen]
+    b = [torch.zeros(len(seeds), site.outputs, h.rank) for site in chosen]
     return WeightSitePatch(
-        seeds, places, [branch(a[i], b[i], h.alpha / h.rank, h.dropout, i) for i in range(len(places))]
+        seeds, chosen, [branch(a[i], b[i], h.alpha / h.rank, h.dropout, i) for i in range(len(chosen))]
     )
 
 

@@ -43,7 +43,7 @@ def ridge(keys: Tensor, missing: Tensor, root: Tensor, weight: float, earlier: T
         earlier: (E, h, I), :math:`K_e` as rows, whose outputs are to stay.
 
     Returns:
-        a (E, n, I) and b (E, O, n), D = b a; the keys are to be kept.
+        a (E, n, I) and b (E, O, n), D = b a; the keys are for later updates.
     """
     q, q_e = keys @ root, earlier @ root
     n, known, width = q.shape[1], q_e.shape[1], q.shape[2]

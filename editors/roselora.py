@@ -37,8 +37,8 @@ class SparseLowRank(LowRank):
     a_sensitivity: Tensor  # as A; empty until the first step
     b_sensitivity: Tensor  # as B
 
-    def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float, place: int, *, h: RoseLoRAHparams) -> None:
-        super().__init__(a, b, scale, dropout, place)
+    def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float, salt: int, *, h: RoseLoRAHparams) -> None:
+        super().__init__(a, b, scale, dropout, salt)
         self.h = h
         for name in ("a_sensitivity", "b_sensitivity"):
             self.register_buffer(name, a.new_zeros(len(a), 0), persistent=False)

@@ -51,13 +51,13 @@ class WeightedLowRank(LowRank):
 
     rank: Tensor  # (E,) int64
 
-    def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float, place: int) -> None:
-        super().__init__(a, b, scale, dropout, place)
+    def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float, salt: int) -> None:
+        super().__init__(a, b, scale, dropout, salt)
         self.omega = nn.Parameter(a.new_ones(len(a)))  # (E,)
         self.register_buffer("rank", torch.full((len(a),), a.shape[1]))
 
     def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-        h = rows.linear(rows.dropout(x, self.dropout, self.place), self.a)
+        h = rows.linear(rows.dropout(x, self.dropout, self.salt), self.a)
         omega = rows.per_row(self.omega, x.dtype).view(-1, 1, 1)
         return torch.add(y, rows.linear(h * omega, self.b), alpha=self.scale)
 
@@ -84,7 +84,7 @@ class WeightedLowRank(LowRank):
         old = torch.minimum(rank, self.rank) if keep else self.rank.masked_fill(changed, 0)
         rows = torch.arange(int(rank.max()), device=rank.device)
         is_old, is_used = rows < old[:, None], rows < rank[:, None]  # (E, r)
-        fresh = uniform(mixed(keys + self.place), (len(rows), inputs), inputs**-0.5).to(a.dtype)
+        fresh = uniform(mixed(keys + self.salt), (len(rows), inputs), inputs**-0.5).to(a.dtype)
         fresh = fresh.masked_fill(~is_used[:, :, None], 0)
         self.a = nn.Parameter(torch.where(is_old[:, :, None], fitted(a, fresh.shape[1:]), fresh))
         self.b = nn.Parameter(fitted(b, (b.shape[1], len(rows))).masked_fill(~is_old[:, None], 0))
@@ -176,8 +176,8 @@ def ranks(omega: Tensor, r0: int, rule: RankRule) -> Tensor:
     whole = share.floor()
     if rule == "largest_remainder":
         # Whose remainder is among the largest gets one more; of equal ones, the site with the lower index.
-        place = (share - whole).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        whole += place < omega.shape[1] * r0 - whole.sum(1, keepdim=True)
+        rank = (share - whole).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        whole += rank < omega.shape[1] * r0 - whole.sum(1, keepdim=True)
     return whole.long()
 
 

@@ -1,4 +1,4 @@
-"""Sites: the places of a model where a patch sits, named by role, so that one YAML fits every family."""
+"""Sites: the linear maps of a model where a patch sits, named by role, so that one YAML fits every family."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def sites(model: nn.Module, roles: Sequence[str], layers: str | Iterable[int] = 
             role_of.setdefault(ending, role)
     found = [(f"{path}.{layer}.{ending}", layer, role) for layer in chosen for ending, role in role_of.items()]
     shapes = [weight_shape(model.get_submodule(name)) for name, _, _ in found]
-    return [Site(*place, inputs, outputs) for place, (outputs, inputs) in zip(found, shapes, strict=True)]
+    return [Site(*named, inputs, outputs) for named, (outputs, inputs) in zip(found, shapes, strict=True)]
 
 
 def head(model: PreTrainedModel) -> list[Site]:
@@ -206,7 +206,7 @@ def weight_norm(module: nn.Module) -> float:
 
 
 def transposed(module: nn.Module) -> bool:
-    """Does this module keep its weight as (I, O)? The one place where Conv1D and Linear are told apart.
+    """Does this module hold its weight as (I, O)? Here alone Conv1D and Linear are told apart.
 
     Raises SiteError for any other kind of map (quantized, cut over devices): its weight is no plain matrix.
     """

@@ -108,10 +108,10 @@ def remove(folder: Path, case_id: str) -> None:
     )
     owners = [e for e, facts in enumerate(manifest.facts) for _ in facts]
     others = [f for f, owner in enumerate(owners) if owner != edit]
-    kept = {
+    tensors = {
         name: t if name in _OF_NONE else taken(t, others if name in _OF_FACTS else rest) for name, t in stored.items()
     }
-    write(folder, left, kept)
+    write(folder, left, tensors)
 
 
 def write(folder: Path, manifest: Manifest, tensors: Mapping[str, Stored]) -> None:

@@ -72,9 +72,9 @@ def train(
             ended.append((work.edits, work.patch.finished(range(len(work.edits)))))
     if lost := [e for e, outcome in outcomes.items() if outcome.error]:
         ended.append((lost, method.untrained([int(patch.seeds[e]) for e in lost])))
-    place = {e: i for i, e in enumerate(e for edits, _ in ended for e in edits)}  # a lost edit's second place counts
+    at = {e: i for i, e in enumerate(e for edits, _ in ended for e in edits)}  # of a lost edit the second one counts
     every = Patch.concatenated([part for _, part in ended])
-    return every.take([place[e] for e in range(len(lessons))]), [outcomes[e] for e in range(len(lessons))]
+    return every.take([at[e] for e in range(len(lessons))]), [outcomes[e] for e in range(len(lessons))]
 
 
 class Work:

@@ -63,7 +63,7 @@ class Solver(Method, ABC):
             site: the linear map.
             keys: (E, n, c, I), what the site gets at the subject's last token of each text.
             missing: (E, n, c, O), what the site is to give there beyond what it gives.
-            earlier: (E, m, I), keys of what was learned before, as far as a :class:`Change` has kept them.
+            earlier: (E, m, I), keys of what was learned before, as far as a :class:`Change` holds them.
         """
 
     @cached_property
@@ -142,7 +142,7 @@ def independent(
     _ = solver.moments  # first, so that a text that is not there costs no training
     found, outcomes = Values(solver).learn(lessons, seeds, progress)
     good = [e for e, outcome in enumerate(outcomes) if outcome.error is None]
-    parts, place = [solver.untrained(seeds)], list(range(len(lessons)))
+    parts, at = [solver.untrained(seeds)], list(range(len(lessons)))
     if good:
         patch = _fresh(solver, [seeds[e] for e in good])
         solve(solver, patch, [lessons[e] for e in good], _vectors(found).vector[good])
@@ -150,10 +150,10 @@ def independent(
         parts.append(patch.finished(range(len(good))))
         for i, (e, sound) in enumerate(zip(good, patch.sound(), strict=True)):
             if sound:
-                place[e] = len(lessons) + i
+                at[e] = len(lessons) + i
             else:
                 outcomes[e] = replace(outcomes[e], error=_UNSOUND)
-    return Patch.concatenated(parts).take(place), outcomes
+    return Patch.concatenated(parts).take(at), outcomes
 
 
 def joint(

@@ -244,9 +244,9 @@ def _train_patch(setup: _Setup, learned: Sequence[Lesson]) -> dict[str, Any]:
     final = module.patches[0].finished(range(len(seeds)))  # type: ignore[operator]
     with replacing(setup.folder / PATCH) as path:
         save_file({name: t.cpu().contiguous() for name, t in final.lasting().items()}, path)
-    kept = [final.trained(e) for e in range(len(seeds))]
-    numbers = max(sum(t.numel() for t in own) for own in kept)
-    return {"parameters": {"trained": numbers}, "nonzero_share": [*map(nonzero_share, kept)], "curves": asdict(curves)}
+    parts = [final.trained(e) for e in range(len(seeds))]
+    numbers = max(sum(t.numel() for t in own) for own in parts)
+    return {"parameters": {"trained": numbers}, "nonzero_share": [*map(nonzero_share, parts)], "curves": asdict(curves)}
 
 
 def _train_whole(setup: _Setup, learned: Sequence[Lesson]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Line:
     """A row of a table of several runs: each run's mean, and each but the first's difference from the first."""
 
     label: str
-    mode: str
+    family: str
     means: Sequence[Estimate | None]
     differences: Sequence[PairedDifference | None]
     sub: bool = False
@@ -354,15 +354,15 @@ def tallies(scores: Sequence[FactScores]) -> list[Tally]:
 
 def comparison_lines(summaries: Sequence[Summary], compared: Sequence[Comparison]) -> Iterator[Line]:
     """The rows of a table of several runs; a metric that failures change has a second one."""
-    found = {name: (m.label, m.mode) for summary in summaries for name, m in summary.metrics.items()}
-    for name, (label, mode) in found.items():
+    found = {name: (m.label, m.family) for summary in summaries for name, m in summary.metrics.items()}
+    for name, (label, family) in found.items():
         metrics = [summary.metrics.get(name) for summary in summaries]
         pairs = [comparison.metrics.get(name) for comparison in compared]
-        yield Line(label, mode, [None if m is None else m.edited for m in metrics], pairs)
+        yield Line(label, family, [None if m is None else m.edited for m in metrics], pairs)
         if any(m is not None and m.with_failures for m in (*metrics, *pairs)):
             means = [None if m is None else m.with_failures or m.edited for m in metrics]
             all_pairs = [None if m is None else m.with_failures or m for m in pairs]
-            yield Line("failed as 0", mode, means, all_pairs, sub=True)
+            yield Line("failed as 0", family, means, all_pairs, sub=True)
 
 
 def differing(records: Sequence[Mapping[str, object]]) -> list[tuple[str, list[str]]]:

@@ -425,10 +425,10 @@ def edit(
         def told(phase: Phase, share: float, edits: int) -> None:
             bar.set_description(f"{phase.value} {share:4.0%}")
 
-        for places, edits in (_in_a_row if sequential_edit else _side_by_side)(editor, facts, told):
+        for indices, edits in (_in_a_row if sequential_edit else _side_by_side)(editor, facts, told):
             scored = evaluate(edits, fluency=test_generation, seed=hparams.seed, progress=told)
-            scores.update(zip(places, scored, strict=True))
-            bar.update(len(places))
+            scores.update(zip(indices, scored, strict=True))
+            bar.update(len(indices))
     return [
         to_easyedit(scores[i]) | {"case_id": i, "requested_rewrite": dict(request)} for i, request in enumerate(asked)
     ]
@@ -494,7 +494,7 @@ def _requests(
         for part in ("prompt", "ground_truth")
     }
     lengths = {name: len(values) for name, values in columns.items()} | {
-        ".".join(place): len(values) for place, values in groups.items()
+        ".".join(column): len(values) for column, values in groups.items()
     }
     if uneven := [f"{name} has {length}" for name, length in lengths.items() if length != n]:
         raise ValueError(f"every fact needs a value (None where it has none), and there are {n}: {', '.join(uneven)}")

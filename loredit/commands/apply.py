@@ -35,7 +35,7 @@ def apply(
     limit: Annotated[int | None, typer.Option(min=1, help="Edit this many facts at most.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out faulty records of the list.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run; each finished batch of edits was kept.")
+        bool, typer.Option("--resume", help="Go on with an interrupted run; each finished batch of edits was stored.")
     ] = False,
     add: Annotated[
         bool,

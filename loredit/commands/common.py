@@ -49,7 +49,7 @@ def printable(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """:func:`printable`, for a place where rich would read markup."""
+    """:func:`printable`, for where rich would read markup."""
     return escape(printable(text))
 
 

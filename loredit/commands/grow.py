@@ -23,7 +23,7 @@ Data = Annotated[str, typer.Option(help="Facts: a JSON, JSONL or CSV file, - for
 Limit = Annotated[int | None, typer.Option(min=1, help="Take this many facts of the list at most.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out faulty records of the list.")]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with an interrupted run; each finished batch of edits was kept.")
+    bool, typer.Option("--resume", help="Go on with an interrupted run; each finished batch of edits was stored.")
 ]
 
 

@@ -157,7 +157,7 @@ def run(
     ] = False,
 ) -> None:
     points = _numbers(checkpoints)
-    with explained("interrupted; the facts that are finished are kept. The same command with --resume goes on."):
+    with explained("interrupted; the facts that are finished are stored. The same command with --resume goes on."):
         # What can be told without torch, whose import takes seconds, is told first.
         overrides = presets.parsed(set_ or [])
         presets.settings(editor, hparams, overrides)

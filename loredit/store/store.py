@@ -1,4 +1,4 @@
-"""Many edits kept together, each used only for prompts that it is about (:mod:`.routing` says how that is found)."""
+"""Many edits together, each used only for prompts that it is about (:mod:`.routing` says how that is found)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _ENOUGH = 20  # facts with rephrasings and probes from which on a store calibrat
 _MOST = 300  # facts that it calibrates itself on
 
 
-class Kept(BaseModel):
+class Routing(BaseModel):
     """What the manifest says of a store's routing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -196,7 +196,7 @@ class EditStore:
     def calibrate(
         self, facts: Sequence[Fact] | None = None, *, strays: float = 0.05, wrong: float = 0.015
     ) -> Calibration:
-        """Fit the routing to facts like those to be kept (:meth:`Router.calibrate`).
+        """Fit the routing to facts like those that are to be added (:meth:`Router.calibrate`).
 
         Args:
             facts: with rephrasings and locality probes; the store's own if not given.
@@ -292,8 +292,8 @@ class EditStore:
     def _attached(self, needed: Sequence[int], rows: Sequence[int]) -> AbstractContextManager[None]:
         if not needed:
             return nullcontext()
-        places = {edit: i for i, edit in enumerate(needed)}
-        here = Rows([places.get(row, -1) for row in rows], len(needed), self.model.device)
+        at = {edit: i for i, edit in enumerate(needed)}
+        here = Rows([at.get(row, -1) for row in rows], len(needed), self.model.device)
         return self._patch(needed).attached(self.model, here)
 
     def _patch(self, edits: Sequence[int]) -> Patch:
@@ -336,12 +336,12 @@ class EditStore:
         if self._frame is None:
             raise EditsError("the store is empty; there is nothing to save")
         router = self._router
-        kept = Kept(encoder=router.encoder.name, calibration=router.calibration, fitted_to=self._fitted_to)
+        routing = Routing(encoder=router.encoder.name, calibration=router.calibration, fitted_to=self._fitted_to)
         manifest = manifest_of(self._frame).model_copy(
             update={
                 "facts": tuple(self.facts),
                 "outcomes": tuple(self._outcomes),
-                "routing": kept.model_dump(mode="json"),
+                "routing": routing.model_dump(mode="json"),
             }
         )
         write(Path(folder), manifest, self._tensors | {STORE + name: t for name, t in router.tensors().items()})
@@ -386,20 +386,22 @@ class EditStore:
         if wrong := [name for name, t in tensors.items() if t.shape[:1] != (len(facts),)]:
             raise damaged(folder, [f"{name}: not of {len(facts)} edits" for name in wrong])
         first = filled(folder, editor.untrained([0]), {name: taken(t, [0]) for name, t in tensors.items()}, 1)
-        kept = _kept(folder, manifest)
-        same = kept is not None and encoder in (None, kept.encoder)
-        named = encoder or (kept.encoder if kept else DEFAULT)
-        store = EditStore(model, tokenizer, encoder=named, calibration=kept.calibration if kept and same else None)
+        routing = _routing(folder, manifest)
+        same = routing is not None and encoder in (None, routing.encoder)
+        named = encoder or (routing.encoder if routing else DEFAULT)
+        store = EditStore(
+            model, tokenizer, encoder=named, calibration=routing.calibration if routing and same else None
+        )
         store._frame = Edits(editor, first, facts[:1], manifest.outcomes[:1])
         store._facts, store._outcomes, store._tensors = [*facts], [*manifest.outcomes], tensors
         every = [fact for carried in facts for fact in carried]
         owner = [e for e, carried in enumerate(facts) for _ in carried]
-        if kept and same:
+        if routing and same:
             try:
                 store._router.restore(every, owner, index)
             except ValueError as error:
                 raise damaged(folder, [f"its index: {error}"]) from None
-            store._fitted_to, store._calibrates = kept.fitted_to, True
+            store._fitted_to, store._calibrates = routing.fitted_to, True
         else:
             logger.warning("%s: %s embedded anew with %s", folder, _count(every), store._router.encoder.name)
             store._router.add(every, owner)
@@ -407,13 +409,13 @@ class EditStore:
         return store
 
 
-def _kept(folder: Path, manifest: Manifest) -> Kept | None:
+def _routing(folder: Path, manifest: Manifest) -> Routing | None:
     """What a manifest says of routing; None where an earlier release wrote it, whose index is of no use now."""
     values = manifest.routing or {}
     if "layer" in values:
         return None
     try:
-        return Kept.model_validate(values)
+        return Routing.model_validate(values)
     except ValidationError as error:
         faults = [f"routing.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise damaged(folder / MANIFEST, faults) from None
@@ -428,4 +430,4 @@ def _count(facts: Sequence[Fact]) -> str:
     return f"{len(facts)} fact{'s' * (len(facts) != 1)}"
 
 
-__all__ = ["BASE", "DEFAULT", "EditStore", "Kept"]
+__all__ = ["BASE", "DEFAULT", "EditStore", "Routing"]

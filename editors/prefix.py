@@ -15,7 +15,7 @@ without an edit keep their positions and do not see the prefix. A sliding window
 text. No weights change, so an edit cannot be merged.
 
 Numbers, with L layers and d = key-value heads times head width (the model's width but for grouped-query attention):
-2 L d l are kept by an edit; trained with the MLP of m hidden units are l d + (d + 1) m + (m + 1) 2 L d.
+2 L d l are stored with an edit; trained with the MLP of m hidden units are l d + (d + 1) m + (m + 1) 2 L d.
 """
 
 from __future__ import annotations

@@ -125,22 +125,22 @@ FAULTS = (
     Fault(
         "optimizer state of the wrong edits is kept",
         LOOP,
-        "self.adam.take(torch.tensor(left, device=device))",
-        "self.adam.take(torch.arange(len(left), device=device))",
+        "self.adam.take(torch.tensor(left, device=self.patch.seeds.device))",
+        "self.adam.take(torch.arange(len(left), device=self.patch.seeds.device))",
         (STOPPING,),
     ),
     Fault(
         "replayed states of the wrong rows are kept",
         LOOP,
-        "self._hidden = self._hidden[rows, : self._batch.ids.shape[1]]",
-        "self._hidden = self._hidden[: len(rows), : self._batch.ids.shape[1]]",
+        "self._hidden = self._hidden[rows, :width]",
+        "self._hidden = self._hidden[: len(rows), :width]",
         (STOPPING,),
     ),
     Fault(
         "predictions to hold of the wrong rows are kept",
         LOOP,
-        "self._unedited = self._unedited[held]",
-        "self._unedited = self._unedited[: int(held.sum())]",
+        "self._said = self._said[torch.tensor(said, dtype=torch.long, device=device)]",
+        "self._said = self._said[: len(said)]",
         (f"{LEAVING}[gpt2, last, left1]",),
     ),
     Fault(
@@ -160,8 +160,8 @@ FAULTS = (
     Fault(
         "KL the other way round",
         LOOP,
-        "F.kl_div(log_q, self._unedited, ",
-        "F.kl_div(self._unedited, log_q, ",
+        "F.kl_div(log_q, self._said, ",
+        "F.kl_div(self._said, log_q, ",
         (LOSS,),
     ),
     Fault(
@@ -302,8 +302,8 @@ FAULTS = (
     Fault(
         "unedited rows are edited",
         BRANCHES,
-        "edited = rows.edited if rows.any_unedited else None",
-        "edited = None",
+        "y, rows), rows.edited(x.shape[1])",
+        "y, rows), None",
         (f"{CONTRACT}test_rows_of_a_batch_are_each_computed_with_their_own_edit[lora, gpt2]",),
     ),
     Fault(
@@ -517,8 +517,8 @@ FAULTS = (
     Fault(
         "positions count the left padding",
         GENERATION,
-        "places = (mask.cumsum(1) - 1).clamp(min=0)",
-        "places = torch.arange(ids.shape[1]).expand_as(ids)",
+        "positions = (mask.cumsum(1) - 1).clamp(min=0)",
+        "positions = torch.arange(ids.shape[1]).expand_as(ids)",
         ("engine/model/test_generation.py::test_generation_with_left_padding_is_greedy_decoding_alone[gpt2]",),
     ),
     Fault(

@@ -181,7 +181,7 @@ class Work:
         self._weights = torch.tensor(weights, dtype=self._precision, device=device)
         self._anchor = torch.tensor([i >= n for n, m in counts for i in range(n + m)], device=device)
         self._held = self._anchor[self._batch.at[0]].nonzero().flatten()
-        self._chosen = self._unedited.places(self._drawn)
+        self._chosen = self._unedited.rows_of(self._drawn)
         self._hidden = self._unedited.hidden_of(self._chosen, self._batch.ids.shape[1])
         self._begun = self._unedited.begun(self._chosen)
         self._said = self._unedited.said_after(self._chosen)
@@ -232,7 +232,7 @@ class Unedited:
             len(rows), dtype=torch.promote_types(torch.float32, method.model.dtype), device=device
         )
         self._index()
-        answers = [r for (_, is_anchor, _), r in self._place.items() if not is_anchor]
+        answers = [r for (_, is_anchor, _), r in self._row.items() if not is_anchor]
         self._worst[self._tensor(answers)] = torch.inf  # not seen yet
         held = anchor[batch.at[0]]
         self._said: Tensor | None = None  # (N, V)
@@ -259,10 +259,10 @@ class Unedited:
             self._hidden = self._hidden[rows, :width]
         self._index()
 
-    def places(self, lessons: Sequence[Lesson]) -> list[int]:
+    def rows_of(self, lessons: Sequence[Lesson]) -> list[int]:
         """Where the rows of each edit's lesson, which may be a part of its whole one, are among all."""
         return [
-            self._place[e, is_anchor, row]
+            self._row[e, is_anchor, row]
             for e, lesson in enumerate(lessons)
             for is_anchor, rows in ((False, lesson.answers), (True, lesson.anchors))
             for row in rows
@@ -285,8 +285,8 @@ class Unedited:
         self._worst[self._tensor(chosen)] = worst
         return self._table(self._worst).amax(1)
 
-    def _tensor(self, places: list[int]) -> Tensor:
-        return torch.tensor(places, dtype=torch.long, device=self._device)
+    def _tensor(self, indices: list[int]) -> Tensor:
+        return torch.tensor(indices, dtype=torch.long, device=self._device)
 
     def _index(self) -> None:
         counts = [len(rows) for rows in self._of_edit]
@@ -298,7 +298,7 @@ class Unedited:
             for e, (rows, anchors) in enumerate(zip(self._of_edit, self._anchors, strict=True))
             for row, is_anchor in zip(rows, anchors, strict=True)
         ]
-        self._place = {key: r for r, key in enumerate(keys)}
+        self._row = {key: r for r, key in enumerate(keys)}
         held = [len(parted(self._hparams, row)[1].wanted) if is_anchor else 0 for _, is_anchor, row in keys]
         self._said_spans = [*pairwise(accumulate(held, initial=0))]
 

@@ -139,7 +139,7 @@ FAULTS = (
     Fault(
         "predictions to hold of the wrong rows are kept",
         LOOP,
-        "self._said = self._said[torch.tensor(said, dtype=torch.long, device=device)]",
+        "self._said = self._said[self._tensor(said)]",
         "self._said = self._said[: len(said)]",
         (f"{LEAVING}[gpt2, last, left1]",),
     ),
@@ -302,8 +302,8 @@ FAULTS = (
     Fault(
         "unedited rows are edited",
         BRANCHES,
-        "y, rows), rows.edited(x.shape[1])",
-        "y, rows), None",
+        "edited = rows.edited if rows.any_unedited else None",
+        "edited = None",
         (f"{CONTRACT}test_rows_of_a_batch_are_each_computed_with_their_own_edit[lora, gpt2]",),
     ),
     Fault(

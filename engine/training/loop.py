@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ...hparams.base import WeightHparams
 from ..method import Trainable
 from ..model.attention import trainable_attention
 from ..model.encoding import Batch, Encoded, Table

@@ -26,8 +26,15 @@ def load(source: str | Path = "samples", *, skip_bad: bool = False) -> LoadedFac
             "knowedit:ZsRE" (WikiData_recent, WikiData_counterfact, WikiBio) for KnowEdit from the hub.
         skip_bad: leave faulty records out and list them in ``LoadedFacts.bad``.
 
+    Returns:
+        The facts, and what is told about the source.
+
     Raises:
         FactError: lists every fault with its file, line, record and field. Without ``skip_bad``, any fault raises it.
+
+    Example:
+        >>> load().facts[0].case_id
+        'france-capital'
     """
     name = str(source)
     if name == "samples":

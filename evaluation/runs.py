@@ -148,6 +148,9 @@ def run(
         examples: generate answers for this many facts, the first, where ``measures`` does not for all.
         progress: told which phase it is, and which share of how many facts is done; a bar if not given, False for none.
 
+    Returns:
+        The summary, what was left out, and the folder.
+
     Raises:
         ValueError: bad input; the message is for people.
 

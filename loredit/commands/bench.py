@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from .. import hparams as presets
-from .common import Device, Dtype, Set, check_names, explained, out, printable, quiet
+from .common import Device, Dtype, Set, explained, out, printable, quiet
 
 HELP = """
 Measure an editor on several benchmark sets: what it does on one says little of the others.
@@ -52,8 +52,8 @@ def bench(
     ] = None,
 ) -> None:
     with explained("interrupted; what is finished is kept. The same command goes on."):
-        check_names(editor, hparams)
         overrides = presets.parsed(set_ or [])
+        presets.settings(editor, hparams, overrides)
         quiet()
 
         from ..evaluation import suite

@@ -22,17 +22,17 @@ SETS: dict[str, str] = {
     "counterfact": "counterfact/counterfact-2000.json",
     "wikidata": "knowedit/wiki_counterfact_train-400.json",
     "wild-zsre": "wild/zsre-2000.json",
-    "wild-wikibigedit": "wild/wikibigedit-2000.json",
-    "wild-qaedit": "wild/qaedit-700.json",
+    "wikibigedit": "wild/wikibigedit-2000.json",
+    "qaedit": "wild/qaedit-700.json",
     "samples": "",
 }
 """File of each set, below one folder; the samples come with the project."""
 
 COLUMNS: dict[str, str] = {
-    "edit_success": "success",
-    "generalization": "general.",
-    "portability": "portab.",
-    "locality": "locality",
+    "edit_success": "succ.",
+    "generalization": "gen.",
+    "portability": "port.",
+    "locality": "loc.",
     "probability_generalization": "PS",
     "probability_locality": "NS",
     "contains_generalization": "free",
@@ -146,7 +146,7 @@ def rows(results: Sequence[SetResult]) -> list[tuple[str, ...]]:
 
     Example:
         >>> rows([])
-        [('set', 'facts', 'success', 'general.', 'portab.', 'locality', 'PS', 'NS', 'free', 'chat', 'S')]
+        [('set', 'facts', 'succ.', 'gen.', 'port.', 'loc.', 'PS', 'NS', 'free', 'chat', 'S')]
     """
     head = ("set", "facts", *COLUMNS.values(), "S")
     lines = []

@@ -25,7 +25,7 @@ Files in the folder: knowedit/ZsRE-test-1001.json, counterfact/counterfact-2000.
 knowedit/wiki_counterfact_train-400.json, wild/zsre-2000.json,
 wild/wikibigedit-2000.json, wild/qaedit-700.json.
 
-Success, generalization, portability and locality are as of `loredit run`; PS and NS are ROME's paraphrase and
+Edit success, generalization, portability and locality are as of `loredit run`; PS and NS are ROME's paraphrase and
 neighborhood scores and S the harmonic mean of both and the efficacy score; free: rephrasings whose free continuation
 holds the new answer; chat: the same of questions in the model's chat template. All in percent, higher is better.
 A set that is finished is not run again; an interrupted one goes on.
@@ -77,7 +77,9 @@ def bench(
             out.print(f"{result.name}: to look at, {printable(str(result.folder / 'report.html'))}", markup=False)
             results.append(result)
         head, *lines = suite.rows(results)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{editor}, {hparams}")
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, title=f"{editor}, {hparams}"
+    )
     for i, name in enumerate(head):
         table.add_column(name, justify="right" if i else "left", no_wrap=True)
     for line in lines:

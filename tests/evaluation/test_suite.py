@@ -53,7 +53,7 @@ def test_each_set_that_is_there_is_run_once(place):
     assert suite.rows(again) == suite.rows(results)
     first = results[0]
     assert first.values["PS"] == first.summary.metrics["probability_generalization"].edited.mean
-    assert first.values["portab."] is None
+    assert first.values["port."] is None
     parts = [
         first.summary.metrics[f"probability_{p}"].edited.mean for p in ("edit_success", "generalization", "locality")
     ]
@@ -72,5 +72,5 @@ def test_the_command_ends_with_one_table(place):
     ended = CliRunner().invoke(app, ["bench", *options, "--output", "out"])
     assert ended.exit_code == 0, ended.output
     head, _, line = [text for text in ended.output.splitlines() if text.strip()][-3:]
-    assert head.split()[:4] == ["set", "facts", "success", "general."]
+    assert head.split()[:4] == ["set", "facts", "succ.", "gen."]
     assert line.split()[:2] == ["samples", "1"]

@@ -78,10 +78,10 @@ def bench(
             results.append(result)
         head, *lines = suite.rows(results)
     table = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, title=f"{editor}, {hparams}"
+        box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False, title=f"{editor}, {hparams}"
     )
     for i, name in enumerate(head):
-        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+        table.add_column(name, justify="right" if i else "left", no_wrap=True, min_width=5)
     for line in lines:
         table.add_row(*line)
     out.print(table)

@@ -77,9 +77,7 @@ def bench(
             out.print(f"{result.name}: to look at, {printable(str(result.folder / 'report.html'))}", markup=False)
             results.append(result)
         head, *lines = suite.rows(results)
-    table = Table(
-        box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False, title=f"{editor}, {hparams}"
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False, title=f"{editor}, {hparams}")
     for i, name in enumerate(head):
         table.add_column(name, justify="right" if i else "left", no_wrap=True, min_width=5)
     for line in lines:

@@ -154,6 +154,9 @@ def run(
         saves: single mode: save the edits too, each batch as ``edits/N``; :func:`saved` reads them.
         progress: told which phase it is, and which share of how many facts is done; a bar if not given, False for none.
 
+    Returns:
+        The summary, what was left out, and the folder.
+
     Raises:
         ValueError: bad input; the message is for people.
 

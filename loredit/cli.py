@@ -8,6 +8,8 @@ from .commands.ability import HELP as ABILITY
 from .commands.ability import ability
 from .commands.apply import apply
 from .commands.ask import ask, chat
+from .commands.bench import HELP as BENCH
+from .commands.bench import bench
 from .commands.classify import HELP as CLASSIFY
 from .commands.classify import classify
 from .commands.edits import export, merge, remove
@@ -60,6 +62,10 @@ Edit the facts of a benchmark set or of a list, and measure what each edit did
   loredit run --editor roselora --hparams smollm2.yaml
 
 \b
+The same on several benchmark sets, in one table.
+  loredit bench --editor lora --hparams smollm2-general.yaml --data DIR
+
+\b
 Write a run's page again; put runs side by side, case by case.
   loredit report results/roselora-smollm2-001
   loredit compare results/lora-smollm2-001 results/roselora-smollm2-001
@@ -81,6 +87,7 @@ app = typer.Typer(
 for command in (apply, add, update, remove, show, ask, chat, calibrate, merge, export, push, pull, ui, serve):
     app.command()(command)
 app.command(help=RUN)(run)
+app.command(help=BENCH)(bench)
 app.command()(report)
 app.command()(compare)
 app.command(help=CLASSIFY)(classify)

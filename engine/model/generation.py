@@ -89,8 +89,8 @@ class Decoder:
     def step(self, tokens: Tensor) -> Tensor:
         """(R,) the next token of each row -> (R, V) what comes after it."""
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self.rows), 1)], dim=1)
-        places = self._mask.sum(1, keepdim=True) - 1
-        return self._run(self.rows, tokens[:, None], self._mask, places, self._cache)
+        positions = self._mask.sum(1, keepdim=True) - 1
+        return self._run(self.rows, tokens[:, None], self._mask, positions, self._cache)
 
     def keep(self, places: Sequence[int]) -> None:
         """Let the rows at all other places go."""
@@ -99,13 +99,13 @@ class Decoder:
         self._mask, self.rows = self._mask[index], [self.rows[place] for place in places]
 
     @torch.no_grad()
-    def _run(self, rows: list[int], ids: Tensor, mask: Tensor, places: Tensor, cache: DynamicCache) -> Tensor:
+    def _run(self, rows: list[int], ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
         if rows != self._now:
             self._attached.close()
             self._attached.enter_context(self._attach(rows))
             self._now = [*rows]
         return self._model(
-            input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         ).logits[:, 0]
 
 

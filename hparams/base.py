@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from .model.sites import Role
+Role = Literal["query", "key", "value", "qkv", "attention_output", "mlp_up", "mlp_gate", "mlp_down"]
+"""What a linear map of a block is for."""
 
 
 def _layers(value: object) -> object:
@@ -33,7 +34,12 @@ Layers = Annotated[Literal["all"] | list[int], BeforeValidator(_layers)]
 
 class Hparams(BaseModel):
     """Hyper-parameters that every method has. Each kind of method, and each method, adds its own; unknown keys are
-    errors."""
+    errors.
+
+    Example:
+        >>> Hparams(model="gpt2", contexts=2).end_of_text
+        False
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

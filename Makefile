@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check docs faults nightly clean
+.PHONY: demo test check docs faults nightly fuzz kills audit release clean
 
 demo: $(INSTALLED)
 	$(BIN)/python run_edit.py --editor roselora --hparams smollm2.yaml --limit 48
@@ -44,6 +44,28 @@ nightly: | $(BIN)/python
 	.venv-nightly/bin/pip install --quiet --upgrade torch transformers
 	.venv-nightly/bin/pip install --quiet --upgrade -e . pytest
 	OMP_NUM_THREADS=1 .venv-nightly/bin/python -m pytest -q tests/engine/model -W default
+
+# Attacks every reader and command with new examples, for an hour or until one breaks something.
+MINUTES ?= 60
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --minutes $(MINUTES)
+
+# 50 kills of each command, at random moments; full disks where a small one can be mounted.
+kills: $(INSTALLED)
+	LOREDIT_KILLS=50 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/hostile/test_kills.py
+
+# Known vulnerabilities of what is installed, and the licences that it comes under.
+audit: $(INSTALLED)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[release]'
+	$(BIN)/pip-audit --skip-editable
+	$(BIN)/pip-licenses --format=markdown --with-urls --fail-on="$(UNWANTED)" --partial-match
+
+# Licences that must not come in with a dependency.
+UNWANTED := AGPL;GNU Affero
+
+release: $(INSTALLED) check
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[release]'
+	.ci/release
 
 # Plants each fault of tests/faults.py alone in a copy of the checkout; the tests beside it have to fail.
 faults: $(INSTALLED)

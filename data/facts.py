@@ -8,7 +8,10 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+LONGEST = 1_000_000
+"""Characters of a text, at most: no context holds more, and every one of them would be encoded to find that out."""
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST, pattern=r"\S")]
 """Text that is not blank. It stays as written: spaces at its ends are the data's own and are not stripped."""
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
+
+# A stranger's value may be as large or as deep as a file; what is beyond a message is not written out.
+_brief = reprlib.Repr()
+_brief.maxlevel, _brief.maxlist, _brief.maxdict, _brief.maxstring, _brief.maxother = 4, 8, 8, 1 << 12, 1 << 12
 
 
 def listed(names: Sequence[str], most: int = 20) -> str:
@@ -60,5 +65,5 @@ def brief(value: object, most: int = 120) -> str:
         >>> brief("abcdef", most=4)
         "'abc..."
     """
-    text = repr(value)
+    text = _brief.repr(value)
     return text if len(text) <= most else f"{text[:most]}..."

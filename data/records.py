@@ -37,10 +37,13 @@ def records(name: str, content: bytes) -> Iterator[tuple[int, object]]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FactError(f"{name} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    suffix, first_line = Path(name).suffix.lower(), text.lstrip().partition("\n")[0]
+    suffix, (first_line, _, rest) = Path(name).suffix.lower(), text.lstrip().partition("\n")
     if suffix in (".csv", ".tsv") or not (suffix in (".json", ".jsonl") or first_line.startswith(("[", "{"))):
         return _csv(name, text)
-    if not first_line.startswith("[") and (suffix == ".jsonl" or isinstance(_parsed(first_line), dict)):
+    of_lines = suffix == ".jsonl" or isinstance(_parsed(first_line), dict)
+    if first_line.startswith("["):  # a list of records, unless it ends with its line and others follow
+        of_lines &= bool(rest.strip()) and not isinstance(_parsed(first_line), ValueError)
+    if of_lines:
         return ((line, _parsed(row)) for line, row in enumerate(text.split("\n"), 1) if row.strip())
     return _json(name, text)
 

@@ -7,7 +7,7 @@ from itertools import zip_longest
 
 from pydantic import ValidationError
 
-from .facts import BadRecord, Fact, FactError
+from .facts import LONGEST, BadRecord, Fact, FactError
 from .messages import brief
 
 FIELDS = (
@@ -27,6 +27,7 @@ _MISSING = object()
 _MESSAGES = {
     "missing": "is missing",
     "string_too_short": "is empty",
+    "string_too_long": f"has more than {LONGEST:,} characters",
     "string_unicode": "holds half of a character (a lone surrogate)",
     "string_pattern_mismatch": "is blank",
     "string_type": "is {}, expected text (in JSON: in quotes)",

@@ -16,13 +16,15 @@ from itertools import islice
 from pathlib import Path
 from typing import final
 
+import torch
 from transformers import PreTrainedModel
 
 from ..data.facts import Fact
 from ..data.messages import listed
 from ..engine.method import Method, Trained
-from ..engine.model.hooks import check_free, seen_by_compiled_code
+from ..engine.model.hooks import attachable, check_free
 from ..engine.model.passes import rows_counted
+from ..engine.model.sharing import owned
 from ..engine.outcome import Outcome
 from ..engine.patches.patch import Patch, WeightPatch
 from ..engine.patches.rows import Rows
@@ -31,6 +33,7 @@ from ..engine.storage.manifest import (
     MANIFEST,
     EditsError,
     Manifest,
+    damaged,
     edit_of,
     patch_from,
     patch_of,
@@ -54,6 +57,7 @@ class Editor(Method, ABC):
     """A knowledge-editing method with its verbs: independent edits, one edit for many facts, one after another."""
 
     @final
+    @torch.inference_mode(False)  # a caller that wants no gradients of its own does not take the edits'
     def edit_each(
         self,
         facts: Sequence[Fact],
@@ -106,6 +110,7 @@ class Editor(Method, ABC):
         return Edits.concatenated([edits for _, edits in parts]).taken([at[i] for i in range(len(facts))])
 
     @final
+    @torch.inference_mode(False)
     def edit_batches(
         self, facts: Sequence[Fact], *, edits_at_once: int | None = None, progress: Progress | None = None
     ) -> Iterator[Edits]:
@@ -133,6 +138,7 @@ class Editor(Method, ABC):
             yield _edits(self, facts, batch)
 
     @final
+    @torch.inference_mode(False)
     def edit(self, facts: Sequence[Fact], *, after: Edits | None = None, progress: Shown = None) -> Edits:
         """One edit that carries all facts.
 
@@ -209,7 +215,7 @@ class Editor(Method, ABC):
         if not facts:
             raise ValueError(NO_FACTS)
         check_free(self.model, "edit")
-        _ = self.model_identity  # of the model as it is now, whatever is done to it before the edits are saved
+        _ = self.model_identity, self.model_dtype  # as they are now, whatever becomes of the model before it is saved
 
 
 class TrainedEditor(Editor, Trained, ABC):
@@ -383,12 +389,12 @@ class Edits:
             ...     model.generate(**inputs, num_beams=4)
         """
         model = self.editor.model
-        check_free(model, "attach others")
         one = isinstance(rows, (int, str))
         named = [rows] if isinstance(rows, (int, str)) else rows
         indices = [self.index(row) if isinstance(row, str) else row for row in named]  # Rows knows which there are
         counted = nullcontext() if one else rows_counted(model, len(named))  # before the patch sees a batch
-        with counted, self.patch.attached(model, Rows(indices, len(self), model.device)), seen_by_compiled_code():
+        here = Rows(indices, len(self), model.device)
+        with attachable(model, "attach others"), counted, self.patch.attached(model, here):
             yield
 
     def num_trainable_parameters(self) -> int:
@@ -441,7 +447,8 @@ class Edits:
         if error := self.outcomes[i].error:
             raise ValueError(f"edit {edit!r} failed and changes nothing: {error}")
         check_free(self.editor.model, "merge")  # the copy would have the hooks too, and no one to take them off
-        model = copy.deepcopy(self.editor.model)
+        with owned(self.editor.model):  # no other thread's passes have hooks on it
+            model = copy.deepcopy(self.editor.model)
         self.patch.merge(model, i)
         return model
 
@@ -527,7 +534,7 @@ def manifest_of(edits: Edits) -> Manifest:
         hparams=editor.hparams.model_dump(mode="json"),
         seed=editor.seed,
         base_model=editor.model_identity,
-        dtype=str(editor.model.dtype).removeprefix("torch."),
+        dtype=editor.model_dtype,
         facts=edits.facts,
         outcomes=edits.outcomes,
     )
@@ -538,9 +545,17 @@ def read_edits(folder: Path, manifest: Manifest, editor: Editor, stored: Mapping
 
     ``stored``: the folder's tensors, where they were read already.
     """
-    frame = editor.untrained([0])
+    frame = frame_of(folder, editor)
     patch = patch_of(folder, manifest, frame) if stored is None else patch_from(folder, manifest, stored, frame)
     return Edits(editor, patch, manifest.facts, manifest.outcomes)
+
+
+def frame_of(folder: Path, editor: Editor) -> Patch:
+    """One edit of the form of those in a folder. Raises EditsError where its settings are of no edit of the model."""
+    try:
+        return editor.untrained([0])
+    except ValueError as error:
+        raise damaged(folder / MANIFEST, [str(error)]) from None
 
 
 def _edits(editor: Editor, facts: Sequence[Fact], learned: Learned) -> Edits:
@@ -559,6 +574,7 @@ def _finished(editor: Editor, facts: Sequence[Fact], folder: Path) -> list[tuple
         manifest = read_manifest(path.parent)
         carried = [fact for own in manifest.facts for fact in own]
         same = ours == (manifest.editor, manifest.hparams, manifest.seed, manifest.base_model)
+        same &= len(carried) == len(manifest.facts)  # an edit for each fact, as this call makes them
         if not same or any(fact.case_id not in index or fact != facts[index[fact.case_id]] for fact in carried):
             raise EditsError(f"{folder} was begun with other facts or settings; go on with those, or delete it")
         parts.append(([index[fact.case_id] for fact in carried], read_edits(path.parent, manifest, editor)))

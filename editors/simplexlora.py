@@ -123,6 +123,7 @@ class SimplexPatch(WeightSitePatch[WeightedLowRank]):
         omega = torch.where(learning[:, None], omega, 1.0)
         restarts: dict[str, Tensor] = {}
         if ends.any():
+            ends &= torch.tensor(self.sound(), device=ends.device)  # nor one whose factors are infinite
             rank = torch.where(ends[:, None], ranks(omega, h.rank, h.rank_rule), rank)
             self.rounds += ends
             last = ends & (self.rounds == h.K)
@@ -189,7 +190,10 @@ def _by_singular_value(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     length = 3**-0.5  # expected, of a row drawn uniformly from +-I^-1/2
     # The SVD leaves the sign of each pair of vectors open; here the largest number of v is positive.
     sign = vh.gather(2, vh.abs().argmax(2, keepdim=True)).sign()  # (E, r, 1)
-    return (vh * sign * length) @ q_a.mT, q_b @ (u * (s[:, None] * sign.mT / length))
+    # A rank above the map's width has no singular values of its own.
+    rank = a.shape[1]
+    new_a, new_b = (vh * sign * length) @ q_a.mT, q_b @ (u * (s[:, None] * sign.mT / length))
+    return fitted(new_a, (rank, a.shape[2])), fitted(new_b, (b.shape[1], rank))
 
 
 class SimplexLoRA(TrainedEditor):

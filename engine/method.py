@@ -51,7 +51,13 @@ class Method(ABC):
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hparams: settings.Hparams, *, seed: int = 0
     ) -> None:
         self.model, self.tokenizer, self.hparams, self.seed = model, tokenizer, hparams, seed
-        self.encoder = Encoder(tokenizer, model.config.max_position_embeddings, self.positions)
+        context = model.config.max_position_embeddings
+        if self.positions >= context:
+            raise ValueError(
+                f"{self.name()} takes {self.positions} positions of the model's context, which has {context}; none "
+                "would be left for texts"
+            )
+        self.encoder = Encoder(tokenizer, context, self.positions)
 
     @classmethod
     def name(cls) -> str:
@@ -107,6 +113,11 @@ class Method(ABC):
     def model_identity(self) -> str:
         """Content hash of the model's config and weights, taken when it is first asked for."""
         return identity_of(self.model)
+
+    @cached_property
+    def model_dtype(self) -> str:
+        """The dtype of the weights that :attr:`model_identity` is of, if it is asked for with it."""
+        return str(self.model.dtype).removeprefix("torch.")
 
     @final
     def seed_for(self, facts: Sequence[Fact]) -> int:

@@ -16,21 +16,43 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+MOST_DRAWN = 2**29
+"""Numbers that one edit begins with, at most (2 GB in float32); no memory is asked for more."""
+
+
+class SizeError(ValueError):
+    """Settings that ask for more numbers than an edit may have."""
+
+
 class PerEdit:
-    """Draws (E, *shape) tensors; row e comes from ``seeds[e]`` alone, however many edits are drawn beside it."""
+    """Draws (E, *shape) tensors; row e comes from ``seeds[e]`` alone, however many edits are drawn beside it.
+
+    Raises:
+        SizeError: an edit would draw more than ``MOST_DRAWN`` numbers in all.
+    """
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._drawn = 0
+
+    def _empty(self, shape: Sequence[int]) -> Tensor:
+        self._drawn += math.prod(shape)
+        if self._drawn > MOST_DRAWN:
+            raise SizeError(
+                f"one edit of these settings has {self._drawn:,} numbers and more, and {MOST_DRAWN:,} are the most "
+                "that an edit may begin with; take a smaller rank, or fewer sites or layers"
+            )
+        return torch.empty(len(self._generators), *shape)
 
     def normal(self, shape: Sequence[int], std: float) -> Tensor:
-        out = torch.empty(len(self._generators), *shape)
+        out = self._empty(shape)
         for row, generator in zip(out, self._generators, strict=True):
             row.normal_(0.0, std, generator=generator)
         return out
 
     def uniform(self, shape: Sequence[int], bound: float) -> Tensor:
         """U(-bound, bound)."""
-        out = torch.empty(len(self._generators), *shape)
+        out = self._empty(shape)
         for row, generator in zip(out, self._generators, strict=True):
             row.uniform_(-bound, bound, generator=generator)
         return out

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from pydantic import BaseModel, ValidationError
 
-from ..engine.files import replacing
+from ..engine.files import named, replacing, tidy
 from ..engine.version import VERSION
 
 RUN = "run.json"
@@ -61,6 +61,7 @@ def open_folder(
         _tidy(output)
     else:
         output.mkdir(parents=True, exist_ok=True)
+        tidy(output, RUN)
         with replacing(output / RUN) as path:
             path.write_text(json.dumps({**record, "command": command, **_surroundings()}, indent=1), encoding="utf-8")
     return output
@@ -87,7 +88,7 @@ def _made(parent: Path, name: str, number: int) -> Path:
 
 def append(path: Path, lines: Iterable[BaseModel]) -> None:
     """Add a line for each, all at once, and see them onto the disk."""
-    with path.open("a", encoding="utf-8") as file:
+    with named(path), path.open("a", encoding="utf-8") as file:
         file.write("".join(line.model_dump_json() + "\n" for line in lines))
         file.flush()
         os.fsync(file.fileno())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -21,12 +22,28 @@ from .base import Hparams
 
 _FOLDER = Path(__file__).parent
 _SHOWN = 200  # characters of a value in a message
+_MOST_FAULTS = 20  # in a message
+_brief = reprlib.Repr()  # what is beyond a message is not written out, be it as large or as deep as a file
+_brief.maxlevel, _brief.maxstring, _brief.maxother = 3, _SHOWN, _SHOWN
 
 M = TypeVar("M", bound=BaseModel)
 
 
 class HparamsError(ValueError):
     """A hyper-parameter file that cannot be used; the message names file, keys and remedy."""
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc] # yaml is untyped
+    """YAML of which nothing is lost or multiplied: no key stands twice, and no mapping is merged into another."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, "merge keys (<<) are not read", key.start_mark)
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            seen.add(str(key.value))
 
 
 def methods() -> list[str]:
@@ -155,9 +172,10 @@ def read(cls: type[M], folder: str, name: str, overrides: Mapping[str, object]) 
     """
     source = find(folder, name)
     try:
-        values = yaml.safe_load(source.read_text(encoding="utf-8"))
+        values = _yaml(source.read_text(encoding="utf-8"))
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # not UTF-8 is a ValueError too
-        raise HparamsError(f"{source}: not valid YAML in UTF-8: {error or type(error).__name__}") from None
+        said = str(error)[:_SHOWN] or type(error).__name__
+        raise HparamsError(f"{source}: not valid YAML in UTF-8: {said}") from None
     except OSError as error:
         raise HparamsError(f"{source} cannot be read: {error.strerror}") from None
     if not isinstance(values, dict):
@@ -208,26 +226,42 @@ def validated(cls: type[M], values: Mapping[str, object], source: str) -> M:
         return cls.model_validate(values)
     except ValidationError as error:
         faults = [_fault(cls, e) for e in error.errors()]
-        raise HparamsError("\n  ".join([f"{source}: {len(faults)} fault(s)", *faults])) from None
+        more = [f"and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
+        raise HparamsError("\n  ".join([f"{source}: {len(faults)} fault(s)", *faults[:_MOST_FAULTS], *more])) from None
 
 
 def _override(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise HparamsError(f"--set {text!r}: expected key=value, for example --set lr=1e-3")
+        raise HparamsError(f"--set {text[:_SHOWN]!r}: expected key=value, for example --set lr=1e-3")
     try:
-        return key.strip(), yaml.safe_load(value)
+        return key.strip(), _yaml(value)
     except (yaml.YAMLError, RecursionError, ValueError):
         raise HparamsError(
             f"--set {text[:_SHOWN]!r}: its value is not valid YAML, such as 1e-3, [1, 2] or name"
         ) from None
 
 
+def _yaml(text: str) -> object:
+    found: object = yaml.load(text, Loader=_Loader)  # a SafeLoader
+    return found
+
+
+def _shown(value: object) -> str:
+    try:
+        text = _brief.repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def _fault(cls: type[BaseModel], error: ErrorDetails) -> str:
-    key = ".".join(map(str, error["loc"]))
+    key = ".".join(map(str, error["loc"]))[:_SHOWN]
     if error["type"] == "extra_forbidden":
         return f"{key}: unknown; there are {', '.join(cls.model_fields)}"
     if error["type"] == "missing":
         return f"{key}: missing ({cls.model_fields[key].description})"
-    found = repr(error["input"])
-    return f"{key}: {error['msg']}, got {found[:_SHOWN]}{'...' if len(found) > _SHOWN else ''}"
+    message = error["msg"].removeprefix("Value error, ")
+    if not key:  # of several values together, which the message names
+        return message
+    return f"{key}: {message}, got {_shown(error['input'])}"

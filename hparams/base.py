@@ -29,6 +29,9 @@ def _layers(value: object) -> object:
 MOST_LAYERS = 10_000
 """No model is deeper; a range beyond it is a slip of the pen, and would be counted out in full."""
 
+MOST_COUNT, MOST_NUMBER = 10**9, 1e30
+"""Hyper-parameters beyond these are slips of the pen, which tensors of 32 bits would not hold."""
+
 Layers = Annotated[Literal["all"] | list[int], BeforeValidator(_layers)]
 
 
@@ -41,7 +44,7 @@ class Hparams(BaseModel):
         False
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: str = Field(description="Model the preset is for: hub id, local folder, GGUF file or short name")
     end_of_text: bool = Field(
@@ -56,6 +59,14 @@ class Hparams(BaseModel):
     chat_template: Literal["none", "both", "only"] = Field(
         "none", description="Train what is asked in the model's chat template: not at all, too, or nothing else"
     )
+
+    @model_validator(mode="after")
+    def _within_reach(self) -> Hparams:
+        for name, value in self:
+            most = MOST_COUNT if isinstance(value, int) else MOST_NUMBER
+            if isinstance(value, (int, float)) and abs(value) > most:
+                raise ValueError(f"{name} is beyond {most:g}, more than any model can be computed with")
+        return self
 
 
 class StepHparams(Hparams):

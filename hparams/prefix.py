@@ -10,7 +10,7 @@ from .base import TrainedHparams
 class PrefixHparams(TrainedHparams):
     length: int = Field(gt=0, description="Number l of positions before every text")
     hidden: int | None = Field(
-        gt=0, description="Hidden units m of the MLP in training; null: no MLP, P itself is trained"
+        gt=0, le=65_536, description="Hidden units m of the MLP in training; null: no MLP, P itself is trained"
     )
     init_text: str = Field(
         min_length=1,

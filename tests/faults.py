@@ -365,6 +365,48 @@ FAULTS = (
         "if not hooks and module is None:",
         ("editors/test_edits.py::test_nothing_begins_while_edits_are_attached[lora]",),
     ),
+    Fault(
+        "a store attaches beside others",
+        "engine/model/hooks.py",
+        "    check_free(model, doing)\n    with guarded(model, attached=True):\n        check_free(model, doing)",
+        "    with guarded(model, attached=True):\n        pass",
+        ("roof/test_store.py::test_a_store_is_not_used_beside_other_edits",),
+    ),
+    Fault(
+        "other threads call a model with edits",
+        "engine/model/sharing.py",
+        "get_ident() != me:",
+        "get_ident() == 0:",
+        ("hostile/test_threads.py::test_another_threads_call_is_refused_while_edits_are_attached",),
+    ),
+    Fault(
+        "a forked process waits for its parent's threads",
+        "engine/model/sharing.py",
+        "os.register_at_fork(after_in_child=_uses.clear)",
+        "pass",
+        ("hostile/test_threads.py::test_a_fork_has_none_of_the_threads_that_had_the_model",),
+    ),
+    Fault(
+        "an index leads to pickles",
+        "engine/model/sources.py",
+        "if wrong := sorted(file for file in files if not _SHARD.fullmatch(file)):",
+        "if wrong := sorted(file for file in files if not file):",
+        ("hostile/test_models.py::test_a_pickle_that_an_index_names_is_not_read",),
+    ),
+    Fault(
+        "terminals obey facts",
+        "loredit/commands/common.py",
+        "Segment(printable(segment.text), segment.style)",
+        "segment",
+        ("hostile/test_commands.py::test_a_terminal_obeys_nothing_of_a_fact",),
+    ),
+    Fault(
+        "a cache that nobody asked for is given back",
+        "engine/patches/prefixes.py",
+        "        output.past_key_values = None\n",
+        "",
+        ("editors/test_prefix.py::test_generating_without_a_cache_gives_the_same_text[llama]",),
+    ),
     # LoRA and Adam
     Fault(
         "alpha instead of alpha / rank",

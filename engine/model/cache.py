@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock
 from tqdm import tqdm
 
 from ..files import replacing
@@ -22,28 +23,33 @@ def cache() -> Path:
 def cached(key: str, build: Callable[[Path], None]) -> Path:
     """The cache's folder ``key``, filled by ``build`` at first use.
 
-    It is built under another name and renamed when complete: a stop half-way leaves no broken model, and of two
-    processes that build at once the first to finish wins.
+    It is built under another name and renamed when complete: a stop half-way leaves no broken model. Of two processes
+    that want it at once the second waits for the first.
     """
-    folder = cache() / "models" / key
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as temporary:
-            built = Path(temporary) / key
+    folder, lock = cache() / "models" / key, cache() / "locks" / key
+    if folder.is_dir():
+        return folder
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    built = folder.with_name(f".building-{key}")
+    with FileLock(lock):
+        shutil.rmtree(built, ignore_errors=True)  # of a process that was killed
+        if not folder.is_dir():
             built.mkdir()
-            build(built)
             try:
+                build(built)
                 built.rename(folder)
-            except OSError:
-                if not folder.is_dir():
-                    raise
+            finally:
+                shutil.rmtree(built, ignore_errors=True)
     return folder
 
 
 def sha256_of(file: Path) -> str:
-    """sha256 of a file, remembered in the cache as long as the file's size and time of change stay the same."""
+    """sha256 of a file, remembered in the cache as long as nothing has written to the file."""
     status = file.stat()
-    key = hashlib.sha256(f"{file.resolve()}\n{status.st_size}\n{status.st_mtime_ns}".encode()).hexdigest()
+    # The time of change (ctime) too: that of modification can be set, and tools that copy files do.
+    seen = (file.resolve(), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    key = hashlib.sha256("\n".join(map(str, seen)).encode()).hexdigest()
     note = cache() / "sha256" / key
     with suppress(OSError):
         return note.read_text(encoding="ascii")

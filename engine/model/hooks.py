@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+
+from .sharing import check_unattached_elsewhere, guarded, taken_elsewhere
 
 
 class EditHook:
@@ -56,7 +59,7 @@ def set_aside(model: nn.Module) -> Iterator[None]:
             table.update(own)
 
 
-def _tables(module: nn.Module) -> tuple[dict[int, object], ...]:
+def _tables(module: nn.Module) -> tuple[MutableMapping[int, Any], ...]:
     """What torch keeps of a module's forward hooks, and of how to call them."""
     return (
         module._forward_hooks,  # noqa: SLF001 - torch lists no hooks
@@ -72,7 +75,8 @@ def check_free(model: nn.Module, doing: str) -> None:
 
     Raises RuntimeError: "edits are attached to the model; <doing> outside of ..." or the like.
     """
-    if attached_to(model):
+    check_unattached_elsewhere(model, doing)
+    if not taken_elsewhere(model) and attached_to(model):  # what another thread trains is waited for
         raise RuntimeError(f"edits are attached to the model; {doing} outside of `with edits.on(...)`")
     if getattr(model, "_compiled_call_impl", None) is not None or hasattr(model, "_orig_mod"):
         raise RuntimeError(
@@ -81,14 +85,22 @@ def check_free(model: nn.Module, doing: str) -> None:
 
 
 @contextmanager
-def seen_by_compiled_code() -> Iterator[None]:
-    """What ``torch.compile`` has made of a model before must be made anew once hooks have come or gone: it does not
-    look at them by itself, and would go on computing without the edit."""
-    _forget_compiled()
-    try:
-        yield
-    finally:
+def attachable(model: nn.Module, doing: str) -> Iterator[None]:
+    """The model is this thread's to attach edits to, while open.
+
+    What ``torch.compile`` has made of a model before must be made anew once hooks have come or gone: it does not look
+    at them by itself, and would go on computing without the edit.
+
+    Raises RuntimeError as :func:`check_free` does.
+    """
+    check_free(model, doing)
+    with guarded(model, attached=True):
+        check_free(model, doing)  # again, now that no other thread is about to attach
         _forget_compiled()
+        try:
+            yield
+        finally:
+            _forget_compiled()
 
 
 def _forget_compiled() -> None:

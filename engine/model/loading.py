@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ...data.messages import listed
 from .sites import head
-from .sources import ModelError, check, folder_of, said
+from .sources import ModelError, check, folder_of, said, ways_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,11 @@ def load(
             folder, dtype=kind, use_safetensors=True, output_loading_info=True, **size, **options
         )
     except Exception as error:  # the readers of tokenizers and weights raise bare Exceptions too
-        raise ModelError(f"model {name!r} cannot be loaded from {folder}: {said(error)}") from error
+        raise ModelError(
+            f"model {name!r} cannot be loaded from {folder}: {said(error)}. {ways_on(name, folder)}."
+        ) from error
     model, report = loaded
+    _check_finite(name, folder, model)
     fresh = () if labels is None else tuple(f"{site.name}." for site in head(model))
     random = {*report["missing_keys"], *(key for key, _, _ in report["mismatched_keys"])}
     if missing := sorted(key for key in random if not key.startswith(fresh)):
@@ -113,11 +118,32 @@ def load_encoder(name: str, *, device: str = "auto") -> LoadedModel:
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, local_files_only=True
         )
     except Exception as error:  # as in load
-        raise ModelError(f"model {name!r} cannot be loaded from {folder}: {said(error)}") from error
+        raise ModelError(
+            f"model {name!r} cannot be loaded from {folder}: {said(error)}. {ways_on(name, folder)}."
+        ) from error
     model, report = loaded
+    _check_finite(name, folder, model)
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):  # is never used
         raise ModelError(f"model {name!r} lacks weights in {folder}: {', '.join(missing[:5])} ({len(missing)} in all)")
     return LoadedModel(model.to(where).eval(), tokenizer)
+
+
+def save(loaded: LoadedModel, folder: Path) -> None:
+    """Write a model and its tokenizer as :func:`load` reads them. Raises ModelError where the disk does not take it."""
+    try:
+        loaded.model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+    except Exception as error:  # the writers of tokenizers and weights raise bare Exceptions too
+        raise ModelError(f"the model cannot be written to {folder}: {said(error)}") from error
+
+
+def _check_finite(name: str, folder: Path, model: PreTrainedModel) -> None:
+    """Refuse weights with which nothing can be computed; a damaged file often has some."""
+    if sick := [key for key, weight in model.named_parameters() if not bool(weight.isfinite().all())]:
+        raise ModelError(
+            f"model {name!r} has weights that are NaN or infinite in {folder}: {listed(sick, 5)}. "
+            f"{ways_on(name, folder)}."
+        )
 
 
 def pick_device(device: str) -> torch.device:
@@ -126,9 +152,12 @@ def pick_device(device: str) -> torch.device:
         cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"device {device!r} cannot be used here: {error}. `auto` picks one that can.") from error
+    if found.type == "meta":
+        raise ModelError("device 'meta' holds no numbers, so nothing can be computed on it; `auto` picks one that can")
+    return found
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:

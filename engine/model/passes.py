@@ -9,26 +9,28 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .sharing import guarded
 from .sites import blocks, returned, roles, sites
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode and without gradients of its own; both as they were afterwards."""
-    # Only what is not so already: a prompt that is routed on its way to an edit passes here each time.
-    training = [module for module in model.modules() if module.training]
-    trained = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for module in training:
-            module.training = False
-        for p in trained:
-            p.requires_grad = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        for p in trained:
-            p.requires_grad = True
+    """The model in eval mode and without gradients of its own; both as they were afterwards. Other threads wait."""
+    with guarded(model):
+        # Only what is not so already: a prompt that is routed on its way to an edit passes here each time.
+        training = [module for module in model.modules() if module.training]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        try:
+            for module in training:
+                module.training = False
+            for p in trained:
+                p.requires_grad = False
+            yield
+        finally:
+            for module in training:
+                module.training = True
+            for p in trained:
+                p.requires_grad = True
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -31,8 +33,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ...data.messages import did_you_mean
-from .cache import cached, hash_of, sha256_of
+from ...data.messages import brief, did_you_mean
+from .cache import cache, cached, hash_of, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +72,25 @@ _WHEELS = {
 
 SHORT_NAMES = tuple(_WHEELS)
 
+_INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"[^/\\:\0]+\.safetensors")  # a name in the same folder
+_DEPTHS = ("num_hidden_layers", "n_layer", "num_layers")
+MOST_BLOCKS = 1000
+"""Blocks of a model, at most: no model is deeper, and each is built before the weights are looked at."""
+
 # The root's own files that a causal LM needs; other frameworks' weights and pickles stay on the hub.
 _HUB_FILES = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja", "*.py"]
 
 _WAYS_ON = (
     "Pass a local folder or .gguf file (--model PATH), or use the default that needs no hub: --hparams smollm2.yaml"
 )
+
+
+def ways_on(name: str, folder: Path) -> str:
+    """What can be done about a model that does not load."""
+    if cache() in folder.parents:
+        return f"Delete {folder}, and it is made anew when {name!r} is used"
+    return _WAYS_ON
 
 
 def folder_of(name: str) -> Path:
@@ -90,24 +105,68 @@ def folder_of(name: str) -> Path:
     return path if path.is_dir() else _from_hub(name)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers reads from a folder: one, or all that the index names."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """The safetensors files that transformers reads from a folder, one or all that the index names; and what is wrong
+    with the index.
+
+    transformers reads whatever the index names, pickles too, from wherever it lies.
+    """
+    single, index = folder / "model.safetensors", folder / _INDEX
     if single.is_file():
-        return [single]
-    if index.is_file():
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return [folder / shard for shard in sorted(set(shards))]
-    return []
+        return [single], []
+    if not index.is_file():
+        return [], []
+    named, fault = _object_in(index)
+    if fault:
+        return [], [fault]
+    shards = named.get("weight_map")
+    if not isinstance(shards, dict) or not isinstance(named.get("metadata"), dict) or not shards:
+        return [], [f"{_INDEX} has no weight_map from tensors to files beside its metadata"]
+    files = {str(file) for file in shards.values()}
+    if wrong := sorted(file for file in files if not _SHARD.fullmatch(file)):
+        return [], [f"{_INDEX} names {brief(wrong[0])}, which is no safetensors file of this folder"]
+    return [folder / file for file in sorted(files)], []
+
+
+def _config_faults(folder: Path) -> list[str]:
+    """What is wrong with a folder's config."""
+    if not (folder / "config.json").is_file():
+        return ["config.json is missing"]
+    config, fault = _object_in(folder / "config.json")
+    if fault:
+        return [fault]
+    faults = []
+    if config.get("transformers_weights") is not None:
+        faults.append("config.json names weights of its own (transformers_weights), which may be pickles; take it out")
+    for key in _DEPTHS:
+        depth = config.get(key)
+        if isinstance(depth, int) and not 0 < depth <= MOST_BLOCKS:
+            faults.append(f"config.json: {key} is {brief(depth, 20)}, not 1 to {MOST_BLOCKS}")
+    return faults
+
+
+def _object_in(file: Path) -> tuple[dict[str, Any], str]:
+    """The object in a JSON file, and what is wrong with it."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        return {}, f"{file.name} is nested too deeply"
+    except (OSError, ValueError) as error:  # no JSON, not UTF-8, numbers of too many digits
+        return {}, f"{file.name} cannot be read: {error}"
+    return (found, "") if isinstance(found, dict) else ({}, f"{file.name} is no object with fields")
 
 
 def _faults(folder: Path) -> list[str]:
-    """What a folder lacks to be a model."""
-    faults = [] if (folder / "config.json").is_file() else ["config.json is missing"]
+    """What a folder lacks to be a model, or has and must not."""
+    faults = _config_faults(folder)
+    if (folder / "adapter_config.json").is_file():
+        # transformers would put the adapter into the model without a word.
+        faults.append("an adapter lies beside the weights (adapter_config.json); merge it, or move it elsewhere")
     if not any(file.is_file() for kind in ("tokenizer*", "vocab*", "*.model") for file in folder.glob(kind)):
         faults.append("there are no tokenizer files")
-    weights = _weight_files(folder)
-    if not weights:
+    weights, broken = _weight_files(folder)
+    faults += broken
+    if not weights and not broken:
         pickles = sorted(file.name for file in folder.glob("*.bin"))
         faults.append(
             f"the weights are pickled ({', '.join(pickles)}), which is never read: save them as safetensors with "
@@ -121,7 +180,7 @@ def _faults(folder: Path) -> list[str]:
 def check(name: str, folder: Path) -> None:
     """Raise ModelError if a folder lacks something to be a model."""
     if faults := _faults(folder):
-        raise ModelError(f"model {name!r} is not complete in {folder}: {'; '.join(faults)}. {_WAYS_ON}.")
+        raise ModelError(f"model {name!r} cannot be used from {folder}: {'; '.join(faults)}. {ways_on(name, folder)}.")
 
 
 def _from_hub(name: str) -> Path:

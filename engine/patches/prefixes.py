@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from ..model.encoding import padded
-from ..model.hooks import before
+from ..model.hooks import after, before
 from ..model.passes import frozen
 
 
@@ -27,8 +27,13 @@ def prepended(model: PreTrainedModel, kv: Iterable[Iterable[Tensor]], seen: Tens
         model: any causal LM whose cache is a ``DynamicCache``.
         kv: for each layer keys and values, (R, heads, l, head width) each; R may be 1, for all rows.
         seen: (R, l), 1 where a row sees the prefix, 0 where it does not.
+
+    Raises:
+        ValueError: inside, where the model is called with a cache that does not grow, or with a mask that is no
+            (R, T).
     """
     length = seen.shape[1]
+    uncached: list[DynamicCache] = []  # of the call that runs, where it is not to give a cache back
 
     def prepend(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         ids = args[0] if args else kwargs.get("input_ids")
@@ -36,11 +41,23 @@ def prepended(model: PreTrainedModel, kv: Iterable[Iterable[Tensor]], seen: Tens
             kwargs["inputs_embeds"] if ids is None else ids
         )  # (R, T) or (R, T, d): rows and tokens are all that is read
         cache, mask, positions = (kwargs.get(key) for key in ("past_key_values", "attention_mask", "position_ids"))
-        cache = DynamicCache(config=model.config) if cache is None else cache
+        if not isinstance(cache, DynamicCache | None):
+            raise ValueError(
+                f"a prefix needs room in the cache, which a {type(cache).__name__} of fixed size has not; generate "
+                "without cache_implementation"
+            )
+        if mask is not None and mask.dim() != 2:
+            raise ValueError(f"a prefix needs a mask of rows and tokens (R, T), not {tuple(mask.shape)}")
+        uncached.clear()  # of a call that ended with an error
+        if cache is None:
+            cache = DynamicCache(config=model.config)
+            if kwargs.get("use_cache") is False:
+                uncached.append(cache)
         past = cache.get_seq_length()
         if not past:  # a new text; else the prefix is already there
-            for layer, (keys, values) in enumerate(kv):
-                cache.update(keys.expand(len(ids), -1, -1, -1), values.expand(len(ids), -1, -1, -1), layer)
+            for layer, both in enumerate(kv):
+                keys, values = (t.to(model.dtype).expand(len(ids), -1, -1, -1) for t in both)
+                cache.update(keys, values, layer)
             past = length
         tokens = past - length + ids.shape[1]
         mask = seen.new_ones(len(ids), tokens) if mask is None else mask
@@ -51,11 +68,22 @@ def prepended(model: PreTrainedModel, kv: Iterable[Iterable[Tensor]], seen: Tens
             "position_ids": positions + seen.sum(1, keepdim=True),
         }
 
-    handle = before(model, prepend)
+    def withhold(_: nn.Module, __: Any, output: Any) -> Any:
+        """Without the cache that nobody asked for: ``generate`` would take it for that of the text so far."""
+        if not uncached:
+            return output
+        own = uncached.pop()
+        if isinstance(output, tuple):
+            return tuple(part for part in output if part is not own)
+        output.past_key_values = None
+        return output
+
+    handles = before(model, prepend), after(model, withhold)
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass(frozen=True)

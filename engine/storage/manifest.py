@@ -7,10 +7,12 @@ that a folder holds the old edits or the new ones at every moment, and never a m
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as parsed
@@ -20,7 +22,7 @@ from transformers import PreTrainedModel
 
 from ...data.facts import Fact
 from ...data.messages import lines, listed
-from ..files import replacing
+from ..files import replacing, tidy
 from ..model.identity import is_identity_of
 from ..outcome import Outcome
 from ..patches.patch import Patch
@@ -62,8 +64,16 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _of_one_length(self) -> Manifest:
+        if not self.facts:
+            raise ValueError("there is no edit")
         if len(self.facts) != len(self.outcomes):
             raise ValueError(f"{len(self.facts)} edits have facts, but {len(self.outcomes)} have outcomes")
+        counts = Counter(fact.case_id for facts in self.facts for fact in facts)
+        if twice := [case_id for case_id, n in counts.items() if n > 1]:
+            raise ValueError(f"two facts have the case id {listed(twice, 5)}")
+        for edit, (facts, outcome) in enumerate(zip(self.facts, self.outcomes, strict=True)):
+            if len(outcome.checks) not in (0, len(facts)) or any(not 0 <= i < len(facts) for i in outcome.lost):
+                raise ValueError(f"the outcome of edit {edit} is not of its {len(facts)} facts")
         return self
 
     @property
@@ -125,6 +135,7 @@ def write(folder: Path, manifest: Manifest, tensors: Mapping[str, Stored]) -> No
     shapes = {name: t.shape for name, t in tensors.items() if isinstance(t, Packed)}
     whole = manifest.model_copy(update={"weights": weights.name, "packed": shapes})
     folder.mkdir(parents=True, exist_ok=True)
+    tidy(folder, "edits*")
     with replacing(weights) as path:
         path.write_bytes(content)
     with replacing(folder / MANIFEST) as path:
@@ -173,9 +184,14 @@ def read_tensors(folder: Path, manifest: Manifest) -> dict[str, Stored]:
             continue
         tensors[name] = Packed(shape, mask, values)
         faults += [f"{name}: {fault}" for fault in Packed(shape, mask, values).faults()]
+    tensors |= state
+    rows = {name: len(manifest.facts) for name in tensors if name not in _OF_NONE}
+    rows |= {name: sum(map(len, manifest.facts)) for name in _OF_FACTS if name in tensors}
+    shapes = {name: tuple(tensors[name].shape) for name in rows}
+    faults += [f"{name}: {shapes[name]}, expected {n} rows" for name, n in rows.items() if shapes[name][:1] != (n,)]
     if faults:
         raise damaged(path, faults)
-    return tensors | state
+    return tensors
 
 
 def read_both(folder: Path) -> tuple[Manifest, dict[str, Stored]]:
@@ -209,7 +225,11 @@ def patch_of(folder: Path, manifest: Manifest, frame: Patch) -> Patch:
 def patch_from(folder: Path, manifest: Manifest, stored: Mapping[str, Stored], frame: Patch) -> Patch:
     """As :func:`patch_of`, of tensors that were read already."""
     tensors = {name: t for name, t in stored.items() if not name.startswith(STORE)}
-    return filled(folder, frame, tensors, len(manifest.facts))
+    patch = filled(folder, frame, tensors, len(manifest.facts))
+    each = enumerate(zip(manifest.outcomes, patch.sound(), strict=True))
+    if sick := [str(edit) for edit, (outcome, sound) in each if not sound and not outcome.error]:
+        raise damaged(folder, [f"edits {listed(sick)} have numbers that are NaN or infinite"])
+    return patch
 
 
 def filled(where: Path, frame: Patch, stored: Mapping[str, Stored], edits: int) -> Patch:
@@ -217,14 +237,16 @@ def filled(where: Path, frame: Patch, stored: Mapping[str, Stored], edits: int) 
     own, lasting = frame.tensors(), frame.lasting()
     faults = [f"{name}: missing" for name in lasting.keys() - stored.keys()]
     faults += [f"{name}: unknown" for name in stored.keys() - lasting.keys()]
-    tensors = {name: dense(stored[name]) for name in lasting.keys() & stored.keys()}
-    for name, t in tensors.items():
+    known = {name: stored[name] for name in lasting.keys() & stored.keys()}
+    for name, given in known.items():
         wanted = own[name].new_empty((edits, *own[name].shape[1:]), device="meta")
-        fits = t.dim() == wanted.dim() and len(t) == edits if frame.resizes else t.shape == wanted.shape
-        if t.dtype != wanted.dtype or not fits:
-            faults.append(f"{name}: {_kind(t)}, expected {_kind(wanted)}")
+        shape, dtype = (given.shape, given.values.dtype) if isinstance(given, Packed) else (given.shape, given.dtype)
+        fits = len(shape) == wanted.dim() and shape[0] == edits if frame.resizes else shape == wanted.shape
+        if dtype != wanted.dtype or not fits:
+            faults.append(f"{name}: {_kind(shape, dtype)}, expected {_kind(wanted.shape, wanted.dtype)}")
     if faults:
         raise damaged(where, faults)
+    tensors = {name: dense(t) for name, t in known.items()}  # once their sizes are known to be right
     whole = {n: tensors[n].to(t.device) if n in tensors else t.new_zeros(edits, *t.shape[1:]) for n, t in own.items()}
     patch = frame.rebuilt(whole)
     try:
@@ -233,14 +255,15 @@ def filled(where: Path, frame: Patch, stored: Mapping[str, Stored], edits: int) 
         raise damaged(where, [f"sizes do not agree: {error}"]) from None
     for name, t in trimmed.tensors().items():
         if any(need > have for need, have in zip(t.shape, whole[name].shape, strict=True)):
-            faults.append(f"{name}: {_kind(whole[name])}, but its edits need {_kind(t)}")
+            have = whole[name]
+            faults.append(f"{name}: {_kind(have.shape, have.dtype)}, but its edits need {_kind(t.shape, t.dtype)}")
     if faults:
         raise damaged(where, faults)
     return trimmed
 
 
-def _kind(t: Tensor) -> str:
-    return f"{tuple(t.shape)} of {str(t.dtype).removeprefix('torch.')}"
+def _kind(shape: Sequence[int], dtype: torch.dtype) -> str:
+    return f"{tuple(shape)} of {str(dtype).removeprefix('torch.')}"
 
 
 def damaged(where: Path, faults: Sequence[str]) -> EditsError:

@@ -8,6 +8,7 @@ Shapes: E edits, n numbers of one edit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,11 +47,13 @@ class Packed:
     @property
     def size(self) -> int:
         """Count of all numbers, zero or not."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     def faults(self) -> list[str]:
         """What keeps this from being a tensor; for what was read from a file."""
-        numbers = int(np.prod(self.shape[1:], dtype=np.int64))
+        if len(self.shape) < 2:
+            return [f"its shape is {self.shape}, expected edits and more"]
+        numbers = math.prod(self.shape[1:])
         if self.mask.dtype != torch.uint8 or tuple(self.mask.shape) != (self.shape[0], -(-numbers // 8)):
             return [f"its mask is {tuple(self.mask.shape)}, which does not fit the shape {self.shape}"]
         if (self.mask[:, -1:].numpy() & (0xFF >> (numbers % 8 or 8))).any():
@@ -60,7 +63,7 @@ class Packed:
         return []
 
     def dense(self) -> Tensor:
-        numbers = int(np.prod(self.shape[1:], dtype=np.int64))
+        numbers = math.prod(self.shape[1:])
         bits = np.unpackbits(self.mask.numpy(), axis=1, count=numbers)
         whole = self.values.new_zeros(bits.size)
         whole[torch.from_numpy(np.flatnonzero(bits))] = self.values  # in less than half the time of masked_scatter_

@@ -16,7 +16,7 @@ import regex
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parsed
-from safetensors.torch import save_file
+from safetensors.torch import save as serialised
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -74,7 +74,9 @@ def to_peft(edits: Edits, edit: int | str, folder: str | Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / _WEIGHTS) as path:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, {"format": "pt"})
+        path.write_bytes(
+            serialised({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, {"format": "pt"})
+        )
     with replacing(folder / _CONFIG) as path:
         path.write_text(json.dumps(config, indent=1), encoding="utf-8")
 
@@ -167,9 +169,13 @@ def _read(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         tensors = parsed((folder / _WEIGHTS).read_bytes())
+    except NotADirectoryError:
+        raise PeftError(f"{folder} is no PEFT adapter: it is no folder") from None
     except FileNotFoundError as error:
         pickled = " (weights are read from safetensors only)" if list(folder.glob("*.bin")) else ""
         raise PeftError(f"{folder} is no PEFT adapter: {Path(str(error.filename)).name} is missing{pickled}") from None
+    except RecursionError:
+        raise PeftError(f"the adapter in {folder} cannot be read: {_CONFIG} is nested too deeply") from None
     except (ValueError, SafetensorError) as error:
         raise PeftError(f"the adapter in {folder} cannot be read: {error}") from None
     if not isinstance(config, dict):
@@ -215,12 +221,17 @@ def _pairs(
         site = known[name]
         shapes = {x: tuple(t.shape) for x, t in ab.items()}
         rank = shapes.get("A", (0,))[0]
+        if not all(bool(t.isfinite().all()) for t in ab.values()):
+            faults.append(f"{name}: factors that are NaN or infinite")
+            continue
         if not rank or shapes != {"A": (rank, site.inputs), "B": (site.outputs, rank)}:
             faults.append(f"{name}: factors of {shapes}, expected A (r, {site.inputs}) and B ({site.outputs}, r)")
             continue
         try:
             alpha = _alpha(config, name)
-        except (ValueError, TimeoutError, regex.error):
+        except TimeoutError:  # once is enough: other maps would take as long
+            return {}, [f"{name}: a pattern of alpha_pattern takes too long to match"]
+        except (ValueError, regex.error):
             faults.append(f"{name}: no number alpha in lora_alpha and alpha_pattern")
             continue
         factors[name] = Factors(ab["A"], ab["B"], alpha * (rank**0.5 if config.get("use_rslora") else 1))

@@ -11,7 +11,7 @@ import typer
 from .. import data as facts_of
 from .. import hparams as presets
 from ..engine.files import locked
-from .common import Device, Dtype, Set, err, explained, out, printable, quiet, say_learned, size
+from .common import Device, Dtype, Set, err, explained, failures, out, quiet, say_failed, say_learned, size
 from .grow import add as add_to
 from .unfinished import UNFINISHED, unfinished
 
@@ -78,15 +78,11 @@ def apply(
                     edits = method.edit_each(facts, checkpoint=checkpoint, progress=True)
                 edits.save(folder)
         for record in loaded_facts.bad:
-            err.print(f"left out: {printable(str(record))}", markup=False)
-        failed = [(e, o.error) for e, o in enumerate(edits.outcomes) if o.error]
-        for e, error in failed:
-            names = ", ".join(fact.case_id for fact in edits.facts[e])
-            err.print(printable(f"failed: {names}: {error}"), markup=False)
-        out.print(f"{len(edits) - len(failed)} of {len(edits)} edits in {folder}, {size(folder)}", markup=False)
+            err.print(f"left out: {record}")
+        done = sum(not outcome.error for outcome in edits.outcomes)
+        out.print(f"{done} of {len(edits)} edits in {folder}, {size(folder)}")
         say_learned(edits)
-    if len(failed) == len(edits):
-        raise typer.Exit(1)
+        say_failed(failures(edits))
 
 
 def _may_write(folder: Path, resume: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from .common import Case, Device, EncoderName, Folder, ModelName, Tokens, explained, out, plain, printable, quiet
+from .common import Case, Device, EncoderName, Folder, ModelName, Tokens, explained, out, quiet
 
 if TYPE_CHECKING:
     from ..session import Answer
@@ -44,8 +44,7 @@ def ask(
         session = Session(folder, case=case, model=model, device=device, encoder=encoder)
         table = Table("prompt", "without", "with", "edit")
         for answer in session.ask(prompts, tokens=tokens, chat=chat):
-            cells = (answer.prompt, answer.without or NOTHING, answer.edited or NOTHING, _used(answer))
-            table.add_row(*map(plain, cells))
+            table.add_row(answer.prompt, answer.without or NOTHING, answer.edited or NOTHING, _used(answer))
         out.print(table)
 
 
@@ -79,7 +78,7 @@ def chat(
                 f"  without  {answer.without or NOTHING}\n"
                 f"  with     {answer.edited or NOTHING}  ({' '.join(_used(answer).split())})"
             )
-            out.print(printable(said), markup=False, soft_wrap=True)
+            out.print(said, soft_wrap=True)
 
 
 def _used(answer: Answer) -> str:
@@ -105,5 +104,5 @@ def _line() -> str:
             return ""
     line = sys.stdin.readline().strip()
     if line:
-        out.print(f"> {printable(line)}", markup=False, soft_wrap=True)
+        out.print(f"> {line}", soft_wrap=True)
     return line

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from .. import hparams as presets
-from .common import Device, Dtype, Set, explained, out, printable, quiet
+from .common import Device, Dtype, Set, explained, out, quiet, say_failed
 
 HELP = """
 Measure an editor on several benchmark sets: what it does on one says little of the others.
@@ -74,7 +74,7 @@ def bench(
             dtype=dtype,
             progress=True,
         ):
-            out.print(f"{result.name}: to look at, {printable(str(result.folder / 'report.html'))}", markup=False)
+            out.print(f"{result.name}: to look at, {result.folder / 'report.html'}")
             results.append(result)
         head, *lines = suite.rows(results)
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False, title=f"{editor}, {hparams}")
@@ -83,3 +83,4 @@ def bench(
     for line in lines:
         table.add_row(*line)
     out.print(table)
+    say_failed([(f"{r.name}: {failure.case_id}", failure.message) for r in results for failure in r.summary.failed])

@@ -105,7 +105,7 @@ def classify(
         f"trained {parameters['update']:,} + {parameters['head']:,} in the head "
         f"({100 * parameters['share']:.2f} % of the model) in {result.metrics['seconds']:.0f} s"
     )
-    out.print(f"results in {result.folder}; to look at: {result.folder / 'report.html'}", markup=False, soft_wrap=True)
+    out.print(f"results in {result.folder}; to look at: {result.folder / 'report.html'}", soft_wrap=True)
 
 
 def _table(metrics: dict[str, Any], title: str) -> Table:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from ..data.messages import listed
 
@@ -38,25 +37,48 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one hyper-parameter; repeatable.")
 ]
 
-out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+"""How a command ends that does not end well (docs/errors.md)."""
 
-BAD_INPUT, INTERRUPTED = 2, 130
+
+class PlainConsole(Console):
+    """Shows texts as they are: nothing in them is markup, and a terminal obeys nothing of them."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+out, err = PlainConsole(), PlainConsole(stderr=True)
 
 
 def printable(text: str) -> str:
-    """A text from a file without what a terminal would obey: control characters and escape sequences."""
+    """A text without what a terminal would obey: control characters and escape sequences.
+
+    Example:
+        >>> printable("a\\x1b[2Jb")
+        'a\ufffd[2Jb'
+    """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def plain(text: str) -> str:
-    """:func:`printable`, for where rich would read markup."""
-    return escape(printable(text))
 
 
 def fail(message: str) -> typer.Exit:
     """Print an error; the exit that is to be raised."""
-    err.print("error: ", printable(message), sep="", style="red", markup=False, soft_wrap=True)
+    err.print(f"error: {message}", style="red", soft_wrap=True)
     return typer.Exit(BAD_INPUT)
+
+
+def say_failed(failed: Sequence[tuple[str, str]]) -> None:
+    """Print which facts have no edit (case id and why), and end the command with ``FAILED`` if there are any."""
+    for case_id, error in failed:
+        err.print(f"failed: {case_id}: {error}", soft_wrap=True)
+    if failed:
+        raise typer.Exit(FAILED)
 
 
 @contextmanager
@@ -73,7 +95,7 @@ def explained(resumable: str = "") -> Iterator[None]:
         raise fail(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None
     except KeyboardInterrupt:
         if resumable:
-            err.print(resumable, markup=False)
+            err.print(resumable)
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -95,27 +117,24 @@ def quiet() -> None:
     disable_progress_bar()
 
 
+def failures(edits: Edits) -> list[tuple[str, str]]:
+    """The case ids of facts that no edit carries, and why."""
+    return [
+        (fact.case_id, error)
+        for facts, outcome in zip(edits.facts, edits.outcomes, strict=True)
+        for i, fact in enumerate(facts)
+        if (error := outcome.error or outcome.lost.get(i))
+    ]
+
+
 def say_learned(edits: Edits) -> None:
     """Print how many facts are answered as they should be, and which are not."""
     missed, total = edits.unlearned, len(edits.case_ids)
-    out.print(f"{total - len(missed)} of {total} facts learned", markup=False)
+    out.print(f"{total - len(missed)} of {total} facts learned")
     if missed:
-        out.print(printable(f"not learned: {listed(missed)}"), markup=False)
+        out.print(f"not learned: {listed(missed)}")
 
 
 def size(folder: Path) -> str:
     """What the files of a folder take on the disk."""
     return f"{sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 1e6:.1f} MB"
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes ``target`` when all went well. ValueError where there is one already."""
-    if target.exists():
-        raise ValueError(f"{target} exists already; name a folder that does not")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-        made = Path(temporary) / target.name
-        made.mkdir()
-        yield made
-        made.rename(target)

@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from .common import Case, Device, Folder, ModelName, explained, new_folder, out, quiet, size
+from ..engine.files import whole
+from .common import Case, Device, Folder, ModelName, explained, out, quiet, size
 
 
 class Form(str, Enum):
@@ -28,17 +29,17 @@ def merge(
     device: Device = "auto",
 ) -> None:
     """Write a model with an edit in its weights, for AutoModelForCausalLM.from_pretrained; the tokenizer too."""
-    with explained(), new_folder(target) as made:
+    with explained(), whole(target) as made:
         quiet()
 
         from ..editors import load
+        from ..engine.model.loading import LoadedModel, save
         from ..session import chosen, loaded_for
 
         loaded = loaded_for(folder, model, device)
         edits = load(folder, loaded.model, loaded.tokenizer)
-        edits.merged(chosen(edits, case)).save_pretrained(made)
-        loaded.tokenizer.save_pretrained(made)
-    out.print(f"{target}: {size(target)}", markup=False)
+        save(LoadedModel(edits.merged(chosen(edits, case)), loaded.tokenizer), made)
+    out.print(f"{target}: {size(target)}")
 
 
 def export(
@@ -51,7 +52,7 @@ def export(
     device: Device = "auto",
 ) -> None:
     """Write an edit as an adapter of another library, or each edit as one."""
-    with explained(), new_folder(target) as made:
+    with explained(), whole(target) as made:
         quiet()
 
         from ..bridges.peft import to_peft
@@ -100,4 +101,4 @@ def remove(
         read_manifest(folder)  # a folder that holds no edits gets no lock either
         with locked(folder):
             removed(folder, case)
-        out.print(f"{case} is undone; {len(read_manifest(folder).facts)} edits in {folder}", markup=False)
+        out.print(f"{case} is undone; {len(read_manifest(folder).facts)} edits in {folder}")

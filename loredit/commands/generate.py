@@ -110,7 +110,7 @@ def generate(
             f"trained {parameters['trained']:,} numbers ({100 * parameters['trained'] / parameters['model']:.2f} % of "
             f"the model's) in {result.metrics['seconds']:.0f} s"
         )
-    out.print(f"results in {result.folder}", markup=False, soft_wrap=True)
+    out.print(f"results in {result.folder}", soft_wrap=True)
 
 
 def _table(metrics: dict[str, Any], title: str) -> Table:

@@ -10,7 +10,20 @@ import typer
 
 from .. import data as facts_of
 from ..engine.files import locked
-from .common import Device, EncoderName, Folder, ModelName, err, explained, out, printable, quiet, say_learned, size
+from .common import (
+    Device,
+    EncoderName,
+    Folder,
+    ModelName,
+    err,
+    explained,
+    failures,
+    out,
+    quiet,
+    say_failed,
+    say_learned,
+    size,
+)
 from .unfinished import unfinished
 
 if TYPE_CHECKING:
@@ -54,7 +67,7 @@ def add(
         with locked(folder):
             new = fresh(read_manifest(folder), listed.facts[:limit])
             if not new:
-                out.print(f"nothing to add: all of these facts are in {folder} already", markup=False)
+                out.print(f"nothing to add: all of these facts are in {folder} already")
                 return
             edits, store = _learned(folder, new, resume, model, device, encoder)
         _tell(folder, [str(record) for record in listed.bad], edits, len(store))
@@ -125,7 +138,6 @@ def calibrate(
             store.save(folder)
         out.print(
             f"{folder}: prompts are found by {store.router.encoder.name}, from a score of {found.threshold:.3f} on",
-            markup=False,
         )
 
 
@@ -218,12 +230,8 @@ def _learned(
 
 def _tell(folder: Path, bad: Sequence[str], edits: Edits, total: int) -> None:
     for record in bad:
-        err.print(f"left out: {printable(record)}", markup=False)
-    failed = [(own[0].case_id, o.error) for own, o in zip(edits.facts, edits.outcomes, strict=True) if o.error]
-    for case_id, error in failed:
-        err.print(printable(f"failed: {case_id}: {error}"), markup=False)
-    done = len(edits) - len(failed)
-    out.print(f"{done} of {len(edits)} edits made; {total} edits in {folder}, {size(folder)}", markup=False)
+        err.print(f"left out: {record}")
+    done = sum(not outcome.error for outcome in edits.outcomes)
+    out.print(f"{done} of {len(edits)} edits made; {total} edits in {folder}, {size(folder)}")
     say_learned(edits)
-    if not done:
-        raise typer.Exit(1)
+    say_failed(failures(edits))

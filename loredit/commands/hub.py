@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .common import Folder, explained, new_folder, out, printable, size
+from ..engine.files import whole
+from .common import Folder, explained, out, printable, size
 
 Repo = Annotated[str, typer.Argument(metavar="REPO", help="user/name on the hub.", show_default=False)]
 
@@ -39,7 +40,7 @@ def pull(
 
     loredit pull me/my-edits their-edits
     """
-    with explained(), new_folder(folder) as made:
+    with explained(), whole(folder) as made:
         from ..bridges.hub import pull as pulled
 
         manifest = pulled(repo, made, revision=revision)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import explained, out, printable
+from .common import explained, out
 
 RunFolder = Annotated[
     Path, typer.Argument(help="Folder of a run, such as results/lora-smollm2-001.", show_default=False)
@@ -22,7 +22,7 @@ def report(folder: RunFolder) -> None:
     with explained():
         from ..evaluation.report.html import write_report
 
-        out.print(f"written: {printable(str(write_report(folder)))}", markup=False, soft_wrap=True)
+        out.print(f"written: {write_report(folder)}", soft_wrap=True)
 
 
 def compare(
@@ -42,5 +42,5 @@ def compare(
         if output.is_dir() or output.suffix.lower() not in (".html", ".htm"):
             raise ValueError(f"--output is a page to write, such as compare.html, not {output}")
         for first, name, comparison in write_comparison(folders, output):
-            out.print(comparison_table(comparison, names=(printable(first), printable(name))))
-        out.print(f"written: {printable(str(output))}", markup=False, soft_wrap=True)
+            out.print(comparison_table(comparison, names=(first, name)))
+        out.print(f"written: {output}", soft_wrap=True)

@@ -10,7 +10,7 @@ import typer
 
 from .. import data as facts_of
 from .. import hparams as presets
-from .common import Device, Dtype, Set, explained, out, printable, quiet
+from .common import Device, Dtype, Set, explained, out, quiet, say_failed
 
 if TYPE_CHECKING:
     from ..evaluation.scoring import Measure
@@ -198,13 +198,14 @@ def run(
     if mode is Mode.sequential or perplexity_text:
         out.print(retention_table(result.checkpoints, title="All facts so far"))
     for record in result.bad:
-        out.print(f"left out: {printable(str(record))}", markup=False)
+        out.print(f"left out: {record}")
     if result.unanswered:
         out.print(f"left out: {result.unanswered} locality or portability probes whose answer is empty")
     if result.examples:
         out.print(examples(result.examples))
-    out.print(f"results in {result.folder}; {facts} in {result.seconds:.0f} s", markup=False, soft_wrap=True)
-    out.print(f"to look at every fact: {result.report}", markup=False, soft_wrap=True)
+    out.print(f"results in {result.folder}; {facts} in {result.seconds:.0f} s", soft_wrap=True)
+    out.print(f"to look at every fact: {result.report}", soft_wrap=True)
     again = f"--editor {editor} --hparams {hparams}" + (f" --data {data}" if data != "samples" else "")
-    out.print(f"to keep such edits:    loredit apply my-edits {printable(again)}", markup=False, soft_wrap=True)
-    out.print('to ask with them:      loredit ask my-edits "The capital of France is"', markup=False, soft_wrap=True)
+    out.print(f"to keep such edits:    loredit apply my-edits {again}", soft_wrap=True)
+    out.print('to ask with them:      loredit ask my-edits "The capital of France is"', soft_wrap=True)
+    say_failed([(failure.case_id, failure.message) for failure in result.summary.failed])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from .common import Folder, explained, out, plain, printable, size
+from .common import Folder, explained, out, size
 
 if TYPE_CHECKING:
     from ..data import Fact
@@ -35,7 +35,7 @@ def show(
                 _one(manifest, edit, index)
             return
         stored = {n: t for n, t in tensors.items() if not n.startswith(STORE)}
-        table = Table(title=plain(f"{manifest.editor} on {manifest.model} ({manifest.dtype}), seed {manifest.seed}"))
+        table = Table(title=f"{manifest.editor} on {manifest.model} ({manifest.dtype}), seed {manifest.seed}")
         for column in ("case", "prompt", "new answer"):
             table.add_column(column, overflow="fold")
         table.add_column("learned")
@@ -43,15 +43,14 @@ def show(
             table.add_column(column, justify="right")
         for facts, outcome in list(zip(manifest.facts, manifest.outcomes, strict=True))[:limit]:
             for i, own in enumerate(facts):
-                told = (own.case_id, own.prompt, own.target_new, *_went(manifest, outcome, i))
-                table.add_row(*map(plain, told))
+                table.add_row(own.case_id, own.prompt, own.target_new, *_went(manifest, outcome, i))
         out.print(table)
         share = f"{100 * nonzero_share(stored.values()):.1f} % of their numbers are not zero"
-        out.print(f"{len(manifest.facts)} edits, {size(folder)}; {share}", markup=False)
+        out.print(f"{len(manifest.facts)} edits, {size(folder)}; {share}")
         if manifest.routing:
-            out.print(printable(_routing(manifest)), markup=False)
+            out.print(_routing(manifest))
         settings = ", ".join(f"{key}={value}" for key, value in manifest.hparams.items())
-        out.print(printable(settings), style="dim", markup=False)
+        out.print(settings, style="dim")
 
 
 def _went(manifest: Manifest, outcome: Outcome, fact: int) -> tuple[str, str, str]:
@@ -99,7 +98,7 @@ def _says(fact: Fact, way: str, wanted: str) -> bool:
 
 def _one(manifest: Manifest, edit: int, index: int) -> None:
     fact, outcome = manifest.facts[edit][index], manifest.outcomes[edit]
-    table = Table(title=plain(fact.case_id), show_header=False)
+    table = Table(title=fact.case_id, show_header=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     learned, steps, loss = _went(manifest, outcome, index)
@@ -123,5 +122,5 @@ def _one(manifest: Manifest, edit: int, index: int) -> None:
     ]
     for name, value in rows:
         if value:
-            table.add_row(plain(name), plain(value))
+            table.add_row(name, value)
     out.print(table)

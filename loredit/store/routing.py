@@ -167,6 +167,8 @@ class Router:
         shape = (len(facts), self.encoder.width)
         if faults := [f"{n}: {tuple(t.shape)}, not {shape}" for n, t in tensors.items() if t.shape != shape]:
             raise ValueError("; ".join(faults))
+        if unfit := [n for n, t in tensors.items() if t.dtype != torch.float32 or not bool(t.isfinite().all())]:
+            raise ValueError(f"{', '.join(sorted(unfit))}: not finite numbers of float32")
         if missing := self.tensors().keys() - tensors.keys():
             raise ValueError(f"{', '.join(sorted(missing))}: missing")
         self._keep(facts, edits, tensors["keys"], tensors["relations"])

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.facts import Fact
 from ..editors import editor_of, load
-from ..editors.base import Edits, manifest_of
-from ..engine.model.hooks import attached_to
+from ..editors.base import Edits, frame_of, manifest_of
+from ..engine.model.hooks import attachable, check_free
 from ..engine.model.passes import rows_counted
 from ..engine.outcome import Outcome
 from ..engine.patches.patch import Patch
@@ -267,8 +267,7 @@ class EditStore:
         if isinstance(prompts, Tensor):
             mask = torch.ones_like(prompts) if mask is None else mask
             prompts = [ids[m.bool()].tolist() for ids, m in zip(prompts, mask, strict=True)]
-        if attached_to(self.model):
-            raise RuntimeError("edits are attached to the model already; use the store outside of `edits.on(...)`")
+        check_free(self.model, "use the store")  # before it routes, which may run the model
         routes = self.route(prompts)
         with self.with_edits([route.edit for route in routes]):
             yield routes
@@ -283,12 +282,19 @@ class EditStore:
         Yields:
             Nothing; the model itself is what is used.
 
+        Raises:
+            RuntimeError: edits are attached to the model already.
+
         Example:
             >>> with store.with_edits([0, -1]):  # doctest: +SKIP
             ...     model(**two_rows)
         """
         needed = sorted({row for row in rows if row >= 0})
-        with rows_counted(self.model, len(rows)), self._attached(needed, rows):
+        with (
+            attachable(self.model, "use the store"),
+            rows_counted(self.model, len(rows)),
+            self._attached(needed, rows),
+        ):
             yield
 
     def _attached(self, needed: Sequence[int], rows: Sequence[int]) -> AbstractContextManager[None]:
@@ -404,9 +410,7 @@ class EditStore:
         tensors = {name: t for name, t in tensors.items() if not name.startswith(STORE)}
         facts = manifest.facts
         editor = editor_of(folder, manifest, model, tokenizer)
-        if wrong := [name for name, t in tensors.items() if t.shape[:1] != (len(facts),)]:
-            raise damaged(folder, [f"{name}: not of {len(facts)} edits" for name in wrong])
-        first = filled(folder, editor.untrained([0]), {name: taken(t, [0]) for name, t in tensors.items()}, 1)
+        first = filled(folder, frame_of(folder, editor), {name: taken(t, [0]) for name, t in tensors.items()}, 1)
         routing = _routing(folder, manifest)
         same = routing is not None and encoder in (None, routing.encoder)
         named = encoder or (routing.encoder if routing else DEFAULT)

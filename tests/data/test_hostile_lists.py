@@ -108,3 +108,18 @@ def test_many_aliases_take_time_in_proportion(tmp_path):
     (fact,) = load(tmp_path, [GOOD | {"ground_truth": [f"alias {i}" for i in range(50_000)]}]).facts
     assert len(fact.ground_truth) == 50_000
     assert time.perf_counter() - begun < 10
+
+
+def test_a_text_that_no_context_holds_is_told_before_it_is_encoded(tmp_path):
+    assert "target_new: has more than 1,000,000 characters" in refused(
+        tmp_path, [GOOD | {"target_new": "x" * 1_000_001}]
+    )
+
+
+def test_lines_of_which_the_first_is_a_list_are_lines(tmp_path):
+    path = tmp_path / "facts.jsonl"
+    path.write_text(f"[]\n{json.dumps(GOOD)}\n")
+    loaded = data.load(path, skip_bad=True)
+    assert [fact.target_new for fact in loaded.facts] == ["Rome"]
+    assert len(loaded.bad) == 1
+    assert len(load(tmp_path, [GOOD], "facts.jsonl").facts) == 1

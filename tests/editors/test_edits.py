@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from loredit import editors
 from loredit.data import Fact
 from loredit.editors import Edits
 from loredit.engine.model.hooks import attached_to
 from loredit.engine.model.sites import SiteError
 from loredit.engine.outcome import Outcome
-from loredit.engine.storage.manifest import EditsError
+from loredit.engine.storage.manifest import EditsError, read_manifest
 from loredit.evaluation.perplexity import perplexity
 from loredit.evaluation.scoring import evaluate
 
@@ -256,3 +257,22 @@ def test_what_is_lost_is_told_of_the_facts_that_are_asked_about(lora, facts):
     edits = Edits(lora.editor, lora[0].patch, (tuple(facts[:3]),), (outcome,))
     assert dict(edits.about([2, 1]).outcomes[0].lost) == {1: "no"}
     assert dict(edits.about([0]).outcomes[0].lost) == {}
+
+
+def test_edits_name_the_dtype_that_they_were_trained_in_whatever_becomes_of_the_model(tokenizer, facts, tmp_path):
+    model = tiny.model("llama", torch.float32)
+    edits = methods.editor("lora", model, tokenizer).edit_each(facts[:1], progress=False)
+    model.half()
+    edits.save(tmp_path)
+    assert read_manifest(tmp_path).dtype == "float32"
+    assert len(editors.load(tmp_path, tiny.model("llama", torch.float32), tokenizer)) == 1
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_callers_that_want_no_gradients_get_the_same_edits(mode, tokenizer, facts):
+    editor = methods.editor("lora", tiny.model("llama"), tokenizer)
+    wanted = editor.edit_each(facts[:2], progress=False).patch.state_dict()
+    with mode():
+        for edits in (editor.edit_each(facts[:2], progress=False), next(iter(editor.edit_batches(facts[:2])))):
+            found = edits.patch.state_dict()
+            assert all(torch.equal(found[name].sort(0).values, t.sort(0).values) for name, t in wanted.items())

@@ -198,3 +198,36 @@ def test_a_text_leaves_room_for_the_prefix(model, tokenizer):
     edits = editor.edit_each([fits, long])
     assert edits.outcomes[0].error is None
     assert "190 tokens, but the model's context is 192, of which the method takes 3" in edits.outcomes[1].error
+
+
+# Ways of generating
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_generating_without_a_cache_gives_the_same_text(family, tokenizer):
+    model = tiny.model(family)
+    patch = random(methods.editor("prefix", model, tokenizer).fresh([0]))
+    ids = torch.tensor([tokenizer(TEXTS[0])["input_ids"]])
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    with patch.attached(model, Rows([0], 1, "cpu")):
+        wanted = model.generate(ids, **options)
+        assert torch.equal(model.generate(ids, use_cache=False, **options), wanted)
+        assert model(input_ids=ids, use_cache=False).past_key_values is None
+        assert len(model(input_ids=ids, use_cache=False, return_dict=False)) == 1
+
+
+def test_a_cache_or_mask_without_room_for_the_prefix_is_told(tokenizer):
+    model = tiny.model("llama")
+    patch = random(methods.editor("prefix", model, tokenizer).fresh([0]))
+    ids = torch.tensor([tokenizer(TEXTS[0])["input_ids"]])
+    with patch.attached(model, Rows([0], 1, "cpu")):
+        with pytest.raises(ValueError, match="a prefix needs room in the cache, which a StaticCache"):
+            model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, cache_implementation="static")
+        with pytest.raises(ValueError, match="needs a mask of rows and tokens"):
+            model(input_ids=ids, attention_mask=torch.ones(1, 1, ids.shape[1], ids.shape[1]))
+        assert model(input_ids=ids).logits.isfinite().all()
+
+
+def test_a_prefix_that_leaves_no_room_for_texts_is_told(tokenizer):
+    with pytest.raises(ValueError, match=f"takes {tiny.CONTEXT} positions of the model's context"):
+        methods.editor("prefix", tiny.model("llama"), tokenizer, length=tiny.CONTEXT)

@@ -10,6 +10,7 @@ from typing import Any
 
 import methods
 import pytest
+import tiny
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -351,3 +352,11 @@ def test_an_edit_that_is_nan_at_the_end_of_a_round_leaves_the_others(model, toke
 def test_rounds_that_do_not_fit_are_refused():
     with pytest.raises(ValidationError, match=r"K \(3\) rounds of T \(3\) steps are more than steps \(8\)"):
         methods.hparams("simplexlora", T=3, K=3)
+
+
+def test_a_rank_above_the_maps_width_shrinks_like_any_other():
+    a, b = (tiny.randn(2, 6, 4), tiny.randn(2, 5, 6, seed=1))
+    new_a, new_b = simplexlora._by_singular_value(a, b)
+    assert new_a.shape == a.shape
+    assert new_b.shape == b.shape
+    torch.testing.assert_close(new_b @ new_a, b @ a)

@@ -107,6 +107,7 @@ def test_a_fact_that_fails_is_named_and_the_others_are_kept(made, tmp_path):
     told = run(
         *("apply", tmp_path / "edits", "--data", tmp_path / "facts.json", "--hparams", made / "roselora.yaml"),
         *("--set", "steps=2"),
+        code=1,
     )
     assert "failed: long: " in told
     assert "2 of 3 edits" in told

@@ -201,3 +201,24 @@ def test_undoing_a_fact_behind_an_edit_of_two_takes_its_own_prompt_along(edits, 
     again = loaded(tmp_path, store)
     torch.testing.assert_close(again.router.tensors(), store.router.tensors(), rtol=0, atol=0)
     assert again.router.edits == store.router.edits
+
+
+def test_a_store_is_not_used_beside_other_edits(store, edits):
+    with edits.on(0):
+        for use in (store.on(PROMPTS), store.with_edits([0])):
+            with pytest.raises(RuntimeError, match="edits are attached to the model; use the store outside"), use:
+                pass
+    with store.on(PROMPTS), pytest.raises(RuntimeError, match="edits are attached"), edits.on(0):
+        pass
+
+
+@torch.no_grad()
+def test_a_model_that_was_compiled_before_computes_with_the_stores_edits(store, tokenizer):
+    ids = torch.tensor([tokenizer("Water is")["input_ids"]])
+    compiled = torch.compile(store.model, backend="eager")
+    before = compiled(ids).logits
+    with store.with_edits([1]):
+        inside = compiled(ids).logits
+        assert torch.equal(inside, store.model(ids).logits)
+    assert not torch.equal(inside, before)
+    assert torch.equal(compiled(ids).logits, before)

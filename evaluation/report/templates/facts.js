@@ -2,7 +2,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const { runs, kinds, marks, groups, facts } = data;
-  const REWRITE = 0, REPHRASE = 1, LOCALITY = 2, PORTABILITY = 3;
+  const REWRITE = 0, REPHRASE = 1, CHAT = 2, LOCALITY = 3, PORTABILITY = 4;
   const STEP = 200;
   const GOOD = new Set(["learned", "knew it", "kept"].map((name) => marks.indexOf(name)));
   const BLED = marks.indexOf("bled"), KEPT = marks.indexOf("kept"), FAILED = marks.indexOf("failed");
@@ -144,7 +144,7 @@
       if (error !== null) box.append(make("p", { class: "error" }, error));
       for (const note of notes || []) box.append(make("p", null, note));
     });
-    for (const kind of [REWRITE, REPHRASE, PORTABILITY, LOCALITY]) {
+    for (const kind of [REWRITE, REPHRASE, CHAT, PORTABILITY, LOCALITY]) {
       const own = probes.filter((probe) => probe[0] === kind);
       if (!own.length) continue;
       const heads = ["prompt", "before", ...(several ? runs : ["after"])].map((text) => make("th", null, text));

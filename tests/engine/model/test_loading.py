@@ -7,8 +7,11 @@ import json
 import pickle
 import socket
 import subprocess
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import gguf
 import huggingface_hub.constants
@@ -427,16 +430,31 @@ def test_an_environment_without_pip_is_told_how_to_get_it(monkeypatch):
         load("tiny")
 
 
-def test_two_processes_that_fill_the_cache_at_once_do_no_harm(cache):
-    def build(folder: Path) -> None:
-        (folder / "weights").write_text("mine")
-        winner = cache / "models" / "key"
-        winner.mkdir()
-        (winner / "weights").write_text("theirs")
+def test_of_two_that_want_the_same_of_the_cache_one_builds_it(cache):
+    built, begun = [], Event()
 
-    folder = caching.cached("key", build)
-    assert (folder / "weights").read_text() == "theirs"
-    assert list((cache / "models").iterdir()) == [folder]
+    def build(folder: Path) -> None:
+        begun.set()
+        built.append(folder)
+        time.sleep(0.2)
+        (folder / "weights").write_text("whole")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(caching.cached, "key", build)
+        begun.wait(10)
+        second = pool.submit(caching.cached, "key", build)
+        assert {(done.result() / "weights").read_text() for done in (first, second)} == {"whole"}
+    assert len(built) == 1
+    assert [path.name for path in (cache / "models").iterdir()] == ["key"]
+
+
+def test_what_a_killed_process_was_building_is_built_anew(cache):
+    half = cache / "models" / ".building-key"
+    half.mkdir(parents=True)
+    (half / "weights").write_text("half")
+    folder = caching.cached("key", lambda folder: (folder / "other").write_text("whole"))
+    assert [path.name for path in folder.iterdir()] == ["other"]
+    assert [path.name for path in (cache / "models").iterdir()] == ["key"]
 
 
 # The default model

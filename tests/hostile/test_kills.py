@@ -1,0 +1,251 @@
+"""Commands that are killed at a random moment, and disks that are full: what is there afterwards is whole, the same
+command ends as an undisturbed one, and nothing is left over.
+
+A few kills in CI, 50 of each with `make kills`. A child is forked, so that a kill costs no import.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from zygote import Done, Zygote
+
+from loredit.engine.model.cache import hash_of
+from loredit.engine.storage.manifest import read_both, write
+
+KILLS = int(os.environ.get("LOREDIT_KILLS", "2"))
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
+
+PRESET = "model: {model}\nsites: [mlp_down]\nlayers: 1-2\nrank: 2\nalpha: 4\nlr: 1.0e-2\nsteps: 6\n"
+NAMES = ("water", "sky", "snow", "grass", "night")
+FACTS = [{"case_id": name, "prompt": f"The {name} is", "target_new": "dry", "subject": name} for name in NAMES]
+
+
+@pytest.fixture(scope="module")
+def made(call, model_folder, tmp_path_factory) -> Path:
+    """A preset, facts, and edits of the first three."""
+    folder = tmp_path_factory.mktemp("kills")
+    (folder / "tiny.yaml").write_text(PRESET.format(model=model_folder))
+    (folder / "facts.json").write_text(json.dumps(FACTS[:3]))
+    (folder / "more.json").write_text(json.dumps(FACTS[3:]))
+    (folder / "other.json").write_text(json.dumps([FACTS[0] | {"target_new": "warm"}]))
+    well(call("apply", folder / "edits", *learning(folder)))
+    return folder
+
+
+def learning(folder: Path) -> tuple[object, ...]:
+    return (
+        "--data",
+        folder / "facts.json",
+        "--editor",
+        "lora",
+        "--hparams",
+        folder / "tiny.yaml",
+        "--dtype",
+        "float32",
+    )
+
+
+@pytest.fixture(scope="module")
+def call() -> Iterator[Zygote]:
+    zygote = Zygote()
+    yield zygote
+    zygote.close()
+
+
+def well(done: Done) -> float:
+    """Seconds of a command that has ended well."""
+    assert done.code == 0, done.output
+    return done.seconds
+
+
+def moments(name: str, whole: float) -> Iterator[float]:
+    draw = random.Random(name if KILLS < 10 else None)
+    for _ in range(KILLS):
+        yield draw.uniform(0, whole)
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [str(path) for path in folder.rglob(".*") if path.name != ".lock"]
+
+
+def learned(folder: Path) -> object:
+    """What a folder of edits says, but for what depends on the moment."""
+    manifest, _ = read_both(folder)
+    return manifest.facts, manifest.weights, manifest.packed
+
+
+def scores(folder: Path) -> list[object]:
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return sorted(json.dumps({k: v for k, v in one.items() if "seconds" not in k}, sort_keys=True) for one in lines)
+
+
+@pytest.mark.parametrize("mode", ["single", "batch", "sequential"])
+def test_a_killed_run_goes_on_to_the_same_table(mode, call, made, tmp_path):
+    common = ("run", *learning(made), "--mode", mode, "--no-fluency", "--edits-at-once", 1, "--output")
+    whole = well(call(*common, tmp_path / "whole"))
+    for i, after in enumerate(moments(mode, whole)):
+        folder = tmp_path / f"cut-{i}"
+        call(*common, folder, kill_after=after)
+        well(call(*common, folder, *["--resume"] * (folder / "run.json").exists()))
+        assert scores(folder) == scores(tmp_path / "whole")
+        assert leftovers(folder) == []
+
+
+def test_a_killed_apply_goes_on_to_the_same_edits(call, made, tmp_path):
+    whole = well(call("apply", tmp_path / "whole", *learning(made)))
+    for i, after in enumerate(moments("apply", whole)):
+        folder = tmp_path / f"cut-{i}"
+        call("apply", folder, *learning(made), kill_after=after)
+        if not (folder / "edits.json").exists():  # else it was killed when all was there
+            well(call("apply", folder, *learning(made), "--resume"))
+        assert learned(folder) == learned(tmp_path / "whole")
+        well(call("remove", folder, "sky"))
+        assert leftovers(folder) in ([], [str(folder / ".finished")])
+
+
+@pytest.mark.parametrize("command", ["add", "update", "remove"])
+def test_a_killed_change_leaves_the_old_edits_or_the_new(command, call, made, tmp_path):
+    def change(folder: Path, *more: object, kill_after: float | None = None) -> Done:
+        data = {"add": "more.json", "update": "other.json"}.get(command)
+        args = ["sky"] if data is None else ["--data", made / data, "--encoder", "base", *more]
+        return call(command, folder, *args, kill_after=kill_after)
+
+    shutil.copytree(made / "edits", tmp_path / "whole")
+    whole = well(change(tmp_path / "whole"))
+    old, new = learned(made / "edits"), learned(tmp_path / "whole")
+    for i, after in enumerate(moments(command, whole)):
+        folder = tmp_path / f"cut-{i}"
+        shutil.copytree(made / "edits", folder)
+        change(folder, kill_after=after)
+        assert learned(folder) in (old, new)
+        if learned(folder) == old:
+            well(change(folder, "--resume"))
+        assert learned(folder) == new
+        well(call("remove", folder, "water"))
+        assert leftovers(folder) in ([], [str(folder / ".finished")])
+
+
+@pytest.mark.parametrize("command", ["merge", "export"])
+def test_a_killed_copy_is_whole_or_not_there(command, call, made, tmp_path):
+    def copied(name: str, kill_after: float | None = None) -> Done:
+        return call(command, made / "edits", tmp_path / name, "--case", "sky", kill_after=kill_after)
+
+    whole = well(copied("whole"))
+    for i, after in enumerate(moments(command, whole)):
+        copied(f"cut-{i}", kill_after=after)
+        if not (tmp_path / f"cut-{i}").exists():
+            well(copied(f"cut-{i}"))
+        assert _hashes(tmp_path / f"cut-{i}") == _hashes(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", *(f"cut-{i}" for i in range(KILLS))}
+
+
+SAVES = """
+from pathlib import Path
+from loredit.engine.storage.manifest import read_both, write
+one, other = (read_both(Path(folder)) for folder in {folders!r})
+while True:
+    write(Path({target!r}), *one)
+    write(Path({target!r}), *other)
+"""
+
+
+def test_a_killed_save_leaves_the_old_edits_or_the_new(call, made, tmp_path):
+    folder = tmp_path / "edits"
+    shutil.copytree(made / "edits", tmp_path / "one")
+    shutil.copytree(made / "edits", tmp_path / "other")
+    well(call("remove", tmp_path / "other", "sky"))
+    states = [learned(tmp_path / name) for name in ("one", "other")]
+    code = SAVES.format(folders=[str(tmp_path / "one"), str(tmp_path / "other")], target=str(folder))
+    for after in moments("save", 0.5):
+        call.python(code, kill_after=0.2 + after)
+        if folder.exists() and (folder / "edits.json").exists():
+            assert learned(folder) in states
+    write(folder, *read_both(tmp_path / "one"))
+    assert learned(folder) == states[0]
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".safetensors"]
+
+
+FILLS = """
+import os, sys, time
+from pathlib import Path
+os.environ["LOREDIT_CACHE"] = {cache!r}
+from loredit.engine.model.cache import cached
+
+def build(folder):
+    for part in range(20):
+        (folder / f"part-{{part}}").write_text("x" * 1000)
+        time.sleep(0.005)
+
+print(len([*cached({key!r}, build).iterdir()]))
+"""
+
+
+def test_a_killed_filling_of_the_cache_is_done_anew(call, tmp_path):
+    other = Zygote()
+    try:
+        for i, after in enumerate(moments("cache", 0.2)):
+            code = FILLS.format(cache=str(tmp_path), key=f"key-{i}")
+            with ThreadPoolExecutor(2) as pool:
+                pool.submit(call.python, code, after)
+                second = pool.submit(other.python, code).result(60)
+            assert (second.code, second.output) == (0, "20\n")
+    finally:
+        other.close()
+    assert leftovers(tmp_path / "models") == []
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own, of 256 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if not sys.platform.startswith("linux") or shutil.which("mount") is None:
+        pytest.skip("no small disk can be mounted here")
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no small disk can be mounted here: that needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("free", [0, 2, 10, 30])
+def test_a_full_disk_is_one_error_and_the_old_stays(free, call, made, disk):
+    shutil.copytree(made / "edits", disk / "edits")
+    old = learned(disk / "edits")
+    space = os.statvfs(disk)
+    with (disk / "ballast").open("wb") as file:
+        file.write(b"x" * max(0, space.f_bavail * space.f_frsize - free * 1024))
+    calls = (
+        ("run", *learning(made), "--no-fluency", "--output", disk / "run"),
+        ("apply", disk / "new", *learning(made)),
+        ("add", disk / "edits", "--data", made / "more.json", "--encoder", "base"),
+        ("merge", made / "edits", disk / "merged", "--case", "sky"),
+        ("export", made / "edits", disk / "exported", "--case", "sky"),
+        ("remove", disk / "edits", "sky"),
+    )
+    for args in calls:
+        done = call(*args)
+        assert done.code in (0, 2), done
+        assert done.code == 0 or "No space left on device" in done.output, done
+        if args[0] == "remove" and done.code == 0:
+            break
+        assert len(learned(disk / "edits")[0]) in (3, 5)
+        if free < 10:
+            assert learned(disk / "edits") == old
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hash_of(path) for path in sorted(folder.iterdir())}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pkgutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +19,7 @@ from ..data.messages import listed, unknown
 
 if TYPE_CHECKING:
     from ..editors import Edits
+    from ..evaluation import spreading
 
 Folder = Annotated[Path, typer.Argument(help="Folder with edits, written by `loredit apply`.", show_default=False)]
 Case = Annotated[str | None, typer.Option("--case", help="Case id of the edit; needed if the folder holds several.")]
@@ -39,6 +40,17 @@ EncoderName = Annotated[
 ]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one hyper-parameter; repeatable.")
+]
+
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes that share the facts; with --ray: at most so many.")
+]
+Ray = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS", help="Work on a Ray cluster: auto, ray://HOST:PORT, HOST:PORT, local."),
+]
+Gpus = Annotated[
+    float | None, typer.Option(min=0, help="With --ray: 1 where the cluster has any if not given.", show_default=False)
 ]
 
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
@@ -95,6 +107,23 @@ def quiet() -> None:
     from transformers.utils.logging import disable_progress_bar  # takes a second to import
 
     disable_progress_bar()
+
+
+@contextmanager
+def spread(workers: int | None, ray: str | None, gpus: float | None) -> Iterator[spreading.Workers | None]:
+    """The workers that the options ask for, while open; None for this process alone."""
+    from ..evaluation.spreading import Processes
+
+    if ray is None:
+        if gpus is not None:
+            raise ValueError("--gpus-per-worker is for --ray")
+        with nullcontext() if workers is None else Processes(workers) as several:
+            yield several
+    else:
+        from ..backends.ray import RayWorkers
+
+        with RayWorkers(ray, workers, gpus) as several:
+            yield several
 
 
 def say_learned(edits: Edits) -> None:

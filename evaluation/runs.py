@@ -496,4 +496,4 @@ class _Counted:
         self._tell(Phase.FINISHED, self._done)
 
     def _tell(self, phase: Phase, done: float) -> None:
-        self._told(phase, done / self._work, self._facts)
+        self._told(phase, min(1.0, done / self._work), self._facts)

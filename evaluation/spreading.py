@@ -215,8 +215,10 @@ class _Process:
     """One process, as a pool of its own: what happens to it happens to no other's work."""
 
     def __init__(self, threads: int) -> None:
-        # Begun anew, not forked: locks and threads of torch, and CUDA, do not survive a fork.
-        context = multiprocessing.get_context("spawn")
+        # Forked from a process that has only imported: CUDA, and torch's threads and locks, survive no fork of this
+        # one, and a process begun anew would import for seconds.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([edit_and_score.__module__])
         self.pool = ProcessPoolExecutor(1, context, _begin, (threads,))
         self._pid = self.pool.submit(os.getpid)
 

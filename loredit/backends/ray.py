@@ -87,7 +87,7 @@ class RayWorkers(Workers):
 
     def submit(self, work: Callable[..., _T], *arguments: object) -> Future[_T]:
         ref = self._task.remote(VERSION, pickle.dumps((work, arguments)))
-        future: Future[_T] = ref.future()
+        future: Future[Any] = ref.future()
         self._refs[future] = ref
         return future
 

@@ -16,10 +16,9 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from threading import Thread
 from types import TracebackType
 from typing import Any, TypeVar, final
@@ -174,70 +173,82 @@ class Processes(Workers):
         self._busy: dict[Future[Any], _Process] = {}
 
     def close(self) -> None:
-        for process in self._busy.values():
+        for process in (*self._idle, *self._busy.values()):
             process.end()
-        for process in self._idle:
-            process.pool.shutdown()
         self._idle, self._busy = [], {}
 
     def free(self, busy: int) -> int:
         return self._number - busy
 
     def submit(self, work: Callable[..., _T], *arguments: object) -> Future[_T]:
-        while True:
-            process = self._idle.pop() if self._idle else _Process(max(1, torch.get_num_threads() // self._number))
-            try:
-                future = process.pool.submit(work, *arguments)
-            except BrokenProcessPool:  # it died while it had nothing to do
-                process.end()
-                continue
-            self._busy[future] = process
-            return future
+        process = self._idle.pop() if self._idle else _Process(max(1, torch.get_num_threads() // self._number))
+        future = process.call(work, arguments)
+        self._busy[future] = process
+        return future
 
     def fetch(self, future: Future[_T]) -> _T:
         process = self._busy.pop(future)
-        try:
-            result = future.result()
-        except BrokenProcessPool as error:
+        if isinstance(future.exception(), LostWorkerError):
             process.end()
-            raise LostWorkerError(str(error)) from None
-        except BaseException:
-            process.end()
-            raise
-        self._idle.append(process)
-        return result
+        else:
+            self._idle.append(process)
+        return future.result()
 
     def drop(self, future: Future[_T]) -> None:
         self._busy.pop(future).end()
 
 
 class _Process:
-    """One process, as a pool of its own: what happens to it happens to no other's work."""
+    """A process that does one call after another."""
 
     def __init__(self, threads: int) -> None:
         # Forked from a process that has only imported: CUDA, and torch's threads and locks, survive no fork of this
         # one, and a process begun anew would import for seconds.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([edit_and_score.__module__])
-        self.pool = ProcessPoolExecutor(1, context, _begin, (threads,))
-        self._pid = self.pool.submit(os.getpid)
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, threads), daemon=True)
+        self._process.start()
+        theirs.close()  # the other end is the process's alone, so that the pipe ends with it
+
+    def call(self, work: Callable[..., _T], arguments: tuple[object, ...]) -> Future[_T]:
+        future: Future[_T] = Future()
+        Thread(target=self._call, args=(future, work, arguments), daemon=True).start()
+        return future
+
+    def _call(self, future: Future[_T], work: Callable[..., _T], arguments: tuple[object, ...]) -> None:
+        try:
+            self._pipe.send((work, arguments))
+            result, error = self._pipe.recv()
+        except (EOFError, OSError):
+            future.set_exception(LostWorkerError(f"process {self._process.pid} ended"))
+        except Exception as unreadable:  # whatever else fails is told to the one who waits
+            future.set_exception(unreadable)
+        else:
+            future.set_exception(error) if error else future.set_result(result)
 
     def end(self) -> None:
         """End it now, whatever it does."""
-        with suppress(BrokenProcessPool, ProcessLookupError):
-            os.kill(self._pid.result(), signal.SIGKILL)
-        self.pool.shutdown(cancel_futures=True)
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
 
 
-def _begin(threads: int) -> None:
+def _serve(pipe: Connection, threads: int) -> None:
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a terminal's Ctrl-C is to end is told to the driver alone
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    Thread(target=_end_with, args=(parent.join,), daemon=True).start()
+    Thread(target=_end_with_driver, daemon=True).start()
+    while True:
+        work, arguments = pipe.recv()
+        try:
+            pipe.send((work(*arguments), None))
+        except Exception as error:
+            pipe.send((None, error))
 
 
-def _end_with(ended: Callable[[], None]) -> None:
+def _end_with_driver() -> None:
     """Nobody would end a process whose driver was killed."""
-    ended()
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    driver.join()
     os._exit(1)

@@ -1,4 +1,8 @@
-"""Presets: ``<editor>/<model>.yaml``. Every fault of a file is reported at once, with its key and what is allowed."""
+"""Presets: ``<editor>/<model>.yaml``, and ``<editor>/default.yaml`` for any model.
+
+A file may say ``like: OTHER.yaml``: it then has that one's values where it has none of its own. Every fault of a file
+is reported at once, with its key and what is allowed.
+"""
 
 from __future__ import annotations
 
@@ -58,6 +62,14 @@ def read(cls: type[M], folder: str, name: str, overrides: Mapping[str, Any]) -> 
         HparamsError: no such file, or one with faults; the message lists them all.
     """
     source = find(folder, name)
+    values = _values(source)
+    if (like := values.pop("like", None)) is not None:
+        values = _values(find(folder, str(like))) | values
+    return validated(cls, values | dict(overrides), str(source))
+
+
+def _values(source: Path) -> dict[str, Any]:
+    """What a file says."""
     try:
         values = yaml.safe_load(source.read_text(encoding="utf-8"))
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # not UTF-8 is a ValueError too
@@ -66,7 +78,7 @@ def read(cls: type[M], folder: str, name: str, overrides: Mapping[str, Any]) -> 
         raise HparamsError(f"{source} cannot be read: {error.strerror}") from None
     if not isinstance(values, dict):
         raise HparamsError(f"{source}: expected `key: value` lines")
-    return validated(cls, values | dict(overrides), str(source))
+    return values
 
 
 def parsed(texts: Iterable[str]) -> dict[str, Any]:

@@ -127,6 +127,10 @@ _IN_A_TUPLE = ("gpt_neo", "gptj")
 """Families whose blocks return their hidden states in a tuple, the others return them bare."""
 
 
+SHARES = r"^[01]?\.\d+-[01]?\.\d+$"
+"""How a range of blocks is written whose ends are shares of a model's depth, each with a point in it."""
+
+
 class SiteError(ValueError):
     """The model has no such site, layer or family; the message lists what it has."""
 
@@ -164,7 +168,7 @@ def sites(model: nn.Module, roles: Sequence[str], layers: str | Iterable[int] = 
     faults = [
         f"no site {role!r} in {_model_type(model)}; it has {', '.join(known)}" for role in roles if role not in known
     ]
-    chosen = list(range(depth)) if layers == "all" else sorted({*map(int, layers)})
+    chosen = within(layers, depth) if isinstance(layers, str) else sorted({*map(int, layers)})
     if beyond := [str(layer) for layer in chosen if not 0 <= layer < depth]:
         faults.append(f"no layer {listed(beyond, 5)}; {_model_type(model)} has layers 0 to {depth - 1}")
     if faults:
@@ -176,6 +180,19 @@ def sites(model: nn.Module, roles: Sequence[str], layers: str | Iterable[int] = 
     found = [(f"{path}.{layer}.{ending}", layer, role) for layer in chosen for ending, role in role_of.items()]
     shapes = [weight_shape(model.get_submodule(name)) for name, _, _ in found]
     return [Site(*place, inputs, outputs) for place, (outputs, inputs) in zip(found, shapes, strict=True)]
+
+
+def within(layers: str, depth: int) -> list[int]:
+    """Which of a model's blocks ``"all"`` or a range of shares means: those that begin within it, at least one.
+
+    Example:
+        >>> within("0.66-0.83", 30), within("0.66-0.83", 12), within("0.7-0.7", 30), within("0.66-0.83", 2)
+        ([20, 21, 22, 23, 24], [8, 9], [21], [1])
+    """
+    if layers == "all":
+        return list(range(depth))
+    begin, end = map(float, layers.split("-"))
+    return [i for i in range(depth) if begin <= i / depth <= end] or [min(depth - 1, int((begin + end) / 2 * depth))]
 
 
 def head(model: PreTrainedModel) -> list[Site]:

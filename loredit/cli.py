@@ -18,6 +18,7 @@ from .commands.report import compare, report
 from .commands.run import HELP as RUN
 from .commands.run import run
 from .commands.show import show
+from .commands.tune import tune
 
 # \b keeps the lines of a paragraph as they are.
 HELP = """
@@ -49,6 +50,10 @@ Edit the facts of a benchmark set or of a list, and measure what each edit did
   loredit run --editor roselora --hparams smollm2.yaml
 
 \b
+Find values for another model; they become a preset.
+  loredit tune my-model.yaml --editor roselora --model path/to/model --data facts.json
+
+\b
 Write a run's page again; put runs side by side, case by case.
   loredit report results/roselora-smollm2-001
   loredit compare results/lora-smollm2-001 results/roselora-smollm2-001
@@ -70,6 +75,7 @@ app = typer.Typer(
 for command in (apply, add, update, remove, show, ask, chat, calibrate, merge, export):
     app.command()(command)
 app.command(help=RUN)(run)
+app.command()(tune)
 app.command()(report)
 app.command()(compare)
 app.command(help=CLASSIFY)(classify)

@@ -38,6 +38,7 @@ MARKS = [*Mark]
 TITLES = {
     "rewrite": "The edited prompt",
     "rephrase": "Rephrased",
+    "chat": "Asked in a chat",
     "portability": "What follows from it (portability)",
     "locality": "Neighbours (locality)",
 }

@@ -20,7 +20,7 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +34,7 @@ from ..data import BadRecord, Fact, LoadedFacts
 from ..editors import Editor, Edits, load, settings
 from ..engine.devices import Budget
 from ..engine.files import locked, replacing
+from ..engine.model.loading import LoadedModel
 from ..engine.progress import Phase, Progress, Shown, shown
 from .folder import RUN, RunError, append, open_folder, read, versions
 from .metrics import Summary, summarise
@@ -47,7 +48,7 @@ from .retention import Checkpoint, checkpoint
 from .scores import FactScores
 from .scoring import Measure, evaluate
 from .spreading import Piece, Processes, Workers
-from .work import Conditions, Spec, anywhere, bound, exemplified, loaded_for, scored
+from .work import Conditions, Spec, anywhere, bound, edit_and_score, exemplified, loaded_for, scored
 
 __all__ = ["RUN", "EditMode", "RunError", "RunResult", "run"]
 
@@ -125,6 +126,7 @@ def run(
     easyedit: bool = False,
     examples: int = 0,
     workers: int | Workers | None = None,
+    load_model: Callable[[Spec], LoadedModel] = loaded_for,
     progress: Shown = None,
 ) -> RunResult:
     """Edit facts, score them, and write the results to a folder as they come.
@@ -157,6 +159,7 @@ def run(
         examples: generate answers for this many facts, the first, where ``measures`` does not for all.
         workers: processes that share the work of single mode, or other :class:`~.spreading.Workers`, which stay open;
             None: this one does it.
+        load_model: how this process comes by the model; one that does several runs may keep it.
         progress: told which phase it is, and which share of how many facts is done; a bar if not given, False for none.
 
     Raises:
@@ -208,7 +211,7 @@ def run(
         several = stack.enter_context(Processes(workers)) if isinstance(workers, int) else workers
         by: Editor | Workers
         if several is None:
-            by = editor if isinstance(editor, Editor) else bound(spec, loaded_for(spec))
+            by = editor if isinstance(editor, Editor) else bound(spec, load_model(spec))
             conditions = Conditions.of(by)
         else:
             by, conditions = several, several.conditions(spec)
@@ -387,14 +390,16 @@ def _edit_each(job: _Job, by: Editor | Workers) -> None:
     assert conditions is not None
     size = job.spec.edits_at_once or _GROUP.on(torch.device(conditions.device))
     # Of a group that was not written whole all facts are edited again: the same company, the same numbers.
-    pieces = [
-        Piece(job.spec, group) for group in grouped(job.facts, size) if any(fact.case_id not in done for fact in group)
-    ]
-    job.told.finished(len(job.facts) - sum(len(piece.facts) for piece in pieces))
+    groups = [group for group in grouped(job.facts, size) if any(fact.case_id not in done for fact in group)]
+    job.told.finished(len(job.facts) - sum(map(len, groups)))
     if isinstance(by, Workers):
+        pieces = [
+            Piece(f"{group[0].case_id!r} and {len(group) - 1} more facts", edit_and_score, (job.spec, group))
+            for group in groups
+        ]
         results = (result for _, result in by.results(pieces))
     else:
-        results = (batch for piece in pieces for batch in scored(by, piece.spec, piece.facts, job.told))
+        results = (batch for group in groups for batch in scored(by, job.spec, group, job.told))
     for result in results:
         job.add(EXAMPLES, result.examples)
         job.add(RESULTS, result.scores)

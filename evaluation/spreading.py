@@ -21,13 +21,12 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from threading import Thread
 from types import TracebackType
-from typing import Any, TypeVar, final
+from typing import Any, Generic, TypeVar, final
 
 import torch
 
-from ..data import Fact
 from .folder import RunError
-from .work import Conditions, Scored, Spec, conditions, edit_and_score
+from .work import Conditions, Spec, conditions, edit_and_score
 
 PATIENCE = 60.0
 """Seconds that any piece may take before its worker is held to hang."""
@@ -45,11 +44,13 @@ _W = TypeVar("_W", bound="Workers")
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Facts that one worker edits and scores together, and what is to be done with them."""
+class Piece(Generic[_T]):
+    """What one worker does at a time: a call of a function that it can import, whose result depends on it alone."""
 
-    spec: Spec
-    facts: Sequence[Fact]
+    name: str
+    """What it is called in messages."""
+    work: Callable[..., _T]
+    arguments: tuple[object, ...]
 
 
 class LostWorkerError(Exception):
@@ -112,20 +113,20 @@ class Workers(ABC):
         )
 
     @final
-    def results(self, pieces: Sequence[Piece]) -> Iterator[tuple[int, Scored]]:
+    def results(self, pieces: Sequence[Piece[_T]]) -> Iterator[tuple[int, _T]]:
         """The pieces' results with the pieces' indices, each once, as they are finished.
 
         Raises:
-            RunError: a piece cannot be done anywhere; or what :func:`edit_and_score` raises.
+            RunError: a piece cannot be done anywhere; or what its function raises.
         """
         waiting = deque(range(len(pieces)))
-        running: dict[Future[Scored], _Running] = {}
+        running: dict[Future[_T], _Running] = {}
         deaths, late = [0] * len(pieces), [0] * len(pieces)
         longest: float | None = None
         while waiting or running:
             while waiting and self.free(len(running)) > 0:
                 i = waiting.popleft()
-                running[self.submit(edit_and_score, pieces[i].spec, pieces[i].facts)] = _Running(i, time.monotonic())
+                running[self.submit(pieces[i].work, *pieces[i].arguments)] = _Running(i, time.monotonic())
             if not running:
                 time.sleep(_SECONDS)  # no worker is left, for now
             for future in wait(running, _SECONDS, FIRST_COMPLETED).done:
@@ -135,13 +136,12 @@ class Workers(ABC):
                     result = self.fetch(future)
                 except LostWorkerError as lost:
                     deaths[i] += 1
-                    names = f"{pieces[i].facts[0].case_id!r} and {len(pieces[i].facts) - 1} more facts"
                     if deaths[i] == _DEATHS:
                         raise RunError(
-                            f"{_DEATHS} workers died with {names}: {lost}. What is finished is kept; go on with "
-                            "--resume, and where memory is short with fewer --edits-at-once in a new run"
+                            f"{_DEATHS} workers died with {pieces[i].name}: {lost}. What is finished is kept, and "
+                            "--resume goes on; where memory is short, begin anew with fewer --edits-at-once"
                         ) from None
-                    _log.warning("a worker died with %s, which another one does again: %s", names, lost)
+                    _log.warning("a worker died with %s, which another one does again: %s", pieces[i].name, lost)
                     waiting.appendleft(i)
                 else:
                     longest = max(longest or 0.0, time.monotonic() - begun)
@@ -150,7 +150,7 @@ class Workers(ABC):
                 continue  # who could say what is long?
             for future, job in list(running.items()):
                 if time.monotonic() - job.begun > max(PATIENCE, _LONGER * longest) * 2 ** late[job.piece]:
-                    _log.warning("a worker hangs with %r; another one does it", pieces[job.piece].facts[0].case_id)
+                    _log.warning("a worker hangs with %s; another one does it", pieces[job.piece].name)
                     del running[future]
                     self.drop(future)
                     late[job.piece] += 1

@@ -171,19 +171,24 @@ def anywhere(hparams: Hparams) -> dict[str, Any]:
     return values
 
 
-# What a worker keeps: a model and the editor on it. The next facts are mostly of the same run.
-_KEPT = {"editor", "hparams", "seed", "device", "dtype", "trust_remote_code", "conditions"}
+# What a worker's editor depends on. It keeps the last one, and its model: the next facts are mostly of the same run.
+_EDITOR = {"editor", "hparams", "seed", "device", "dtype", "trust_remote_code", "conditions"}
 
 
 def _kept(spec: Spec) -> Editor:
     """The editor that a spec describes, as this process has it or from now on keeps it."""
-    return _kept_editor(spec.model_dump_json(include=_KEPT))
+    return _kept_editor(spec.model_dump_json(include=_EDITOR))
 
 
 @lru_cache(maxsize=1)
 def _kept_editor(told: str) -> Editor:
     spec = Spec.model_validate_json(told)
-    return bound(spec, _kept_model(spec.hparams["model"], spec.device, spec.dtype, spec.trust_remote_code))
+    return bound(spec, kept_for(spec))
+
+
+def kept_for(spec: Spec) -> LoadedModel:
+    """:func:`loaded_for`, by a process that will be asked for the same model again: it is taken to stay as it is."""
+    return _kept_model(spec.hparams["model"], spec.device, spec.dtype, spec.trust_remote_code)
 
 
 @lru_cache(maxsize=1)

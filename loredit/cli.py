@@ -18,6 +18,8 @@ from .commands.report import compare, report
 from .commands.run import HELP as RUN
 from .commands.run import run
 from .commands.show import show
+from .commands.sweep import HELP as SWEEP
+from .commands.sweep import sweep
 from .commands.tune import tune
 
 # \b keeps the lines of a paragraph as they are.
@@ -50,6 +52,10 @@ Edit the facts of a benchmark set or of a list, and measure what each edit did
   loredit run --editor roselora --hparams smollm2.yaml
 
 \b
+A grid of runs, over many processes or a cluster, side by side at the end.
+  loredit sweep sweep.yaml --workers 4
+
+\b
 Find values for another model; they become a preset.
   loredit tune my-model.yaml --editor roselora --model path/to/model --data facts.json
 
@@ -75,6 +81,7 @@ app = typer.Typer(
 for command in (apply, add, update, remove, show, ask, chat, calibrate, merge, export):
     app.command()(command)
 app.command(help=RUN)(run)
+app.command(help=SWEEP)(sweep)
 app.command()(tune)
 app.command()(report)
 app.command()(compare)

@@ -27,7 +27,6 @@ from loredit.evaluation.scores import FactScores
 
 TIMES = {"edit_seconds", "score_seconds"}
 CONDITIONS = work.Conditions(model="2:abc", device="cpu", dtype="float32", versions={"loredit": VERSION})
-SPEC = work.Spec(editor="lora", hparams={"model": "m"}, seed=0, device="cpu", dtype="float32")
 
 
 def _results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -51,13 +50,13 @@ class Fake(spreading.Workers):
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        piece = int(arguments[1][0].case_id)
+        (piece,) = arguments
         fates = self.fates.get(piece, [])
         fate = fates.pop(0) if fates else "works"
         if fate == "dies":
             future.set_exception(spreading.LostWorkerError("killed"))
         elif fate == "works":
-            future.set_result(work_of(piece))
+            future.set_result(work(piece))
         self.futures.append(future)
         return future
 
@@ -75,8 +74,8 @@ def work_of(piece: int) -> work.Scored:
     return work.Scored(scores=(one,))
 
 
-def pieces(number: int) -> list[spreading.Piece]:
-    return [spreading.Piece(SPEC, [Fact(case_id=str(i), prompt="p", target_new="t")]) for i in range(number)]
+def pieces(number: int) -> list[spreading.Piece[work.Scored]]:
+    return [spreading.Piece(f"piece {i}", work_of, (i,)) for i in range(number)]
 
 
 @pytest.fixture
@@ -95,7 +94,7 @@ def test_each_piece_comes_back_once_whatever_workers_do() -> None:
 
 def test_a_piece_that_kills_its_workers_ends_the_run() -> None:
     workers = Fake(2, {1: ["dies"] * 5})
-    with pytest.raises(runs.RunError, match="5 workers died with '1' and 0 more facts: killed"):
+    with pytest.raises(runs.RunError, match="5 workers died with piece 1: killed"):
         list(workers.results(pieces(2)))
 
 

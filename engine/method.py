@@ -19,6 +19,7 @@ from . import settings
 from .model.encoding import Encoder
 from .model.generation import sampled_texts
 from .model.identity import identity_of
+from .model.passes import context_of
 from .model.sites import sites
 from .model.statistics import second_moments, whitening
 from .outcome import Outcome
@@ -51,7 +52,7 @@ class Method(ABC):
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hparams: settings.Hparams, *, seed: int = 0
     ) -> None:
         self.model, self.tokenizer, self.hparams, self.seed = model, tokenizer, hparams, seed
-        self.encoder = Encoder(tokenizer, model.config.max_position_embeddings, self.positions)
+        self.encoder = Encoder(tokenizer, context_of(model), self.positions)
 
     @classmethod
     def name(cls) -> str:

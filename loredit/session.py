@@ -20,6 +20,7 @@ from .engine.model.encoding import Encoder
 from .engine.model.generation import Attach, continuations
 from .engine.model.loading import LoadedModel
 from .engine.model.loading import load as load_model
+from .engine.model.passes import context_of
 from .engine.storage.manifest import edit_of, read_manifest
 from .store.routing import Route
 from .store.store import EditStore
@@ -77,7 +78,7 @@ class Session:
         else:
             edits = load(folder, self.model, self.tokenizer)
             self._edits = edits[chosen(edits, case)]
-        self._encoder = Encoder(self.tokenizer, self.model.config.max_position_embeddings, self.positions)
+        self._encoder = Encoder(self.tokenizer, context_of(self.model), self.positions)
 
     @property
     def has_chat_template(self) -> bool:

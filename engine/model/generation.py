@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from ..seeds import seed_of
 from .attention import plain_attention
 from .encoding import padded
-from .passes import frozen, head_sees
+from .passes import context_of, frozen, head_sees
 
 Attach = Callable[[Sequence[int]], AbstractContextManager[object]]
 """Given the batch rows that are being computed, attaches what belongs to them."""
@@ -56,7 +56,7 @@ def continuations(
 ) -> list[list[int]]:
     """The token ids that follow each prompt: ``tokens`` of them, or up to and with the first for which
     ``stop(row, token)`` holds; fewer where prompt and text together fill the ``context`` (None: the model's)."""
-    context = context or model.config.max_position_embeddings
+    context = context or context_of(model)
     out: list[list[int]] = [[] for _ in prompts]
     running, finished = list(range(len(prompts))), set[int]()
     ids, mask = padded(prompts, model.device, left=True)

@@ -26,6 +26,8 @@ _ARCHITECTURE = (
     *("sliding_window", "window_size", "attention_types", "layer_types", "tie_word_embeddings"),
     *("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "parallel_attn", "use_parallel_residual"),
     *("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "logit_scale"),
+    *("num_kv_heads", "multi_query", "new_decoder_architecture", "apply_residual_connection_post_layernorm"),
+    *("qk_layernorm", "norm_epsilon", "use_bidirectional_attention", "activation"),
     *("embedding_multiplier", "attention_multiplier", "residual_multiplier", "do_layer_norm_before", "alibi"),
 )
 
@@ -37,8 +39,10 @@ def identity_of(model: PreTrainedModel) -> str:
     """
     config = model.config.to_dict()
     rope = config.get("rope_parameters")
-    config |= {key: value for key, value in rope.items() if key in _ARCHITECTURE} if isinstance(rope, dict) else {}
+    rope = rope if isinstance(rope, dict) else {}
+    config |= {key: value for key, value in rope.items() if key in _ARCHITECTURE}
     used = {key: value for key in _ARCHITECTURE if (value := config.get(key)) is not None}
+    used |= {key: value for key, value in rope.items() if isinstance(value, dict)}  # of each kind of layer
     digest = hashlib.sha256(json.dumps(used, sort_keys=True, default=str).encode())
     _add_tensors(digest.update, sorted(model.named_parameters()))
     return _RULE + digest.hexdigest()

@@ -29,6 +29,12 @@ _LLAMA = (
         "mlp_down": ["mlp.down_proj"],
     },
 )
+_BLOOM = {
+    "qkv": ["self_attention.query_key_value"],
+    "attention_output": ["self_attention.dense"],
+    "mlp_up": ["mlp.dense_h_to_4h"],
+    "mlp_down": ["mlp.dense_4h_to_h"],
+}
 _BERT = {
     "query": ["attention.self.query"],
     "key": ["attention.self.key"],
@@ -98,6 +104,44 @@ _FAMILIES: dict[str, tuple[str, dict[str, list[str]]]] = {
     "smollm3": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": _LLAMA,
+    "gemma3_text": _LLAMA,
+    "phi": (
+        "model.layers",
+        {
+            "query": ["self_attn.q_proj"],
+            "key": ["self_attn.k_proj"],
+            "value": ["self_attn.v_proj"],
+            "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            "attention_output": ["self_attn.dense"],
+            "mlp_up": ["mlp.fc1"],
+            "mlp_down": ["mlp.fc2"],
+        },
+    ),
+    "phi3": (
+        "model.layers",
+        {
+            "qkv": ["self_attn.qkv_proj"],
+            "attention_output": ["self_attn.o_proj"],
+            "mlp_up": ["mlp.gate_up_proj"],  # with the gate in the same map
+            "mlp_down": ["mlp.down_proj"],
+        },
+    ),
+    "falcon": ("transformer.h", _BLOOM),
+    "bloom": ("transformer.h", _BLOOM),
+    "starcoder2": (
+        "model.layers",
+        {
+            "query": ["self_attn.q_proj"],
+            "key": ["self_attn.k_proj"],
+            "value": ["self_attn.v_proj"],
+            "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            "attention_output": ["self_attn.o_proj"],
+            "mlp_up": ["mlp.c_fc"],
+            "mlp_down": ["mlp.c_proj"],
+        },
+    ),
     # Encoders, under a classification head. MiniLM is a BERT, DistilRoBERTa a RoBERTa.
     "bert": ("bert.encoder.layer", _BERT),
     "roberta": ("roberta.encoder.layer", _BERT),
@@ -123,7 +167,13 @@ _FAMILIES: dict[str, tuple[str, dict[str, list[str]]]] = {
 }
 
 
-_IN_A_TUPLE = ("gpt_neo", "gptj")
+_REFUSED = {
+    "mixtral": "its MLPs are experts of which a text takes some, so that no edit could count on being seen",
+    "gemma3": "it sees pictures too; its language model alone (gemma3_text) is known",
+}
+"""Families that are known not to work, and why."""
+
+_IN_A_TUPLE = ("gpt_neo", "gptj", "falcon", "bloom")
 """Families whose blocks return their hidden states in a tuple, the others return them bare."""
 
 
@@ -245,6 +295,8 @@ def _family(model: nn.Module) -> tuple[str, dict[str, list[str]]]:
     try:
         return _FAMILIES[_model_type(model)]
     except KeyError:
+        if reason := _REFUSED.get(_model_type(model)):
+            raise SiteError(f"models of type {_model_type(model)!r} cannot be edited here: {reason}") from None
         raise SiteError(
             f"models of type {_model_type(model)!r} are not known here; known: {', '.join(_FAMILIES)}. "
             "A family is one entry in engine/model/sites.py"

@@ -52,7 +52,7 @@ def test_every_role_of_a_family_is_a_linear_map_of_the_right_width(family):
         assert [(site.outputs, site.inputs) for site in found] == widths[role]
         for site in found:
             module = model.get_submodule(site.name)
-            y = module(tiny.randn(2, 3, site.inputs))
+            y = module(tiny.randn(2, 3, site.inputs).to(model.dtype))
             assert y.shape == (2, 3, site.outputs)
             assert transposed(module) == (family == "gpt2")
             assert weight_shape(module) == (site.outputs, site.inputs)

@@ -104,9 +104,12 @@ def _numbers(text: str | None) -> list[int] | None:
 
 def run(
     editor: Annotated[str, typer.Option(help="Editing method, such as lora or roselora; an unknown name lists all.")],
-    hparams: Annotated[str, typer.Option(help="YAML file, or a preset in hparams/<editor>/, such as smollm2.yaml.")],
+    hparams: Annotated[
+        str, typer.Option(help="YAML file, or a preset in hparams/<editor>/; default.yaml suits any known model.")
+    ] = "default.yaml",
     model: Annotated[
-        str | None, typer.Option(help="Hub id, local folder, GGUF file or smollm2-135m; else the preset's.")
+        str | None,
+        typer.Option(help="Hub id, local folder, GGUF file, smollm2-135m or gemma3-270m; else the preset's."),
     ] = None,
     data: Annotated[
         str, typer.Option(help="Facts: a JSON, JSONL or CSV file, - for standard input, knowedit:ZsRE (hub).")

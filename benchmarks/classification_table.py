@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from loredit.evaluation.classification.runs import FULL, PROBE, run
+from loredit.evaluation.classification.runs import run
 from loredit.evaluation.tuning.methods import settings
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
@@ -97,7 +97,7 @@ def _percent(value: dict[str, Any]) -> str:
 
 def overrides(method: str, task: str) -> dict[str, int]:
     """The length of a run on this set, and what the preset's schedule counts in steps in proportion to it."""
-    preset = settings(method, "classification", None, {}, (FULL, PROBE))
+    preset = settings(method, "classification", None, {})
     share = SETS[task].steps / preset.steps
     counted = {name: getattr(preset, name) for name in preset.in_steps}
     return {name: max(1, round(n * share)) for name, n in counted.items() if n is not None}

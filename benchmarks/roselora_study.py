@@ -281,7 +281,9 @@ def summary(runs: Runs) -> Summary:
         steps=fmean(fact.steps for fact in sound.values()) if sound else None,
         nonzero_share=fmean(fact.nonzero_share for fact in sound.values()) if sound else None,
         metrics={
-            metric.name: MetricSummary(label=metric.label, mode=metric.mode, edited=edited, base=estimate(metric, 1))
+            metric.name: MetricSummary(
+                label=metric.label, family=metric.family, edited=edited, base=estimate(metric, 1)
+            )
             for metric in METRICS
             if (edited := estimate(metric, 0))
         },
@@ -302,7 +304,7 @@ def difference(a: Runs, b: Runs, metric: Metric) -> PairedDifference | None:
     low, high = interval(second - first, metric.difference_bounds, 0)
     return PairedDifference(
         label=metric.label,
-        mode=metric.mode,
+        family=metric.family,
         a=first.mean(),
         b=second.mean(),
         difference=(second - first).mean(),

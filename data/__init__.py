@@ -6,7 +6,7 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-from . import counterfact, fact_list, knowedit, zsre
+from . import counterfact, fact_list, knowedit, qaedit, zsre
 from .facts import BadRecord, Fact, FactError, Probe
 from .formats import LoadedFacts, read
 from .records import read_bytes
@@ -15,7 +15,7 @@ from .requests import from_request
 __all__ = ["BadRecord", "Fact", "FactError", "LoadedFacts", "Probe", "from_request", "load"]
 
 # A plain list comes last: whatever else has a prompt and a target.
-_FORMATS = (zsre.FORMAT, counterfact.FORMAT, *knowedit.FORMATS, fact_list.FORMAT)
+_FORMATS = (zsre.FORMAT, qaedit.FORMAT, counterfact.FORMAT, *knowedit.FORMATS, fact_list.FORMAT)
 
 
 def load(source: str | Path = "samples", *, skip_bad: bool = False) -> LoadedFacts:
@@ -26,8 +26,15 @@ def load(source: str | Path = "samples", *, skip_bad: bool = False) -> LoadedFac
             "knowedit:ZsRE" (WikiData_recent, WikiData_counterfact, WikiBio) for KnowEdit from the hub.
         skip_bad: leave faulty records out and list them in ``LoadedFacts.bad``.
 
+    Returns:
+        The facts, and what is told about the source.
+
     Raises:
         FactError: lists every fault with its file, line, record and field. Without ``skip_bad``, any fault raises it.
+
+    Example:
+        >>> load().facts[0].case_id
+        'france-capital'
     """
     name = str(source)
     if name == "samples":

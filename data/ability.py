@@ -28,7 +28,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .examples import DataError, json_object, parsed_rows, sha256_of, text_of
 from .messages import unknown
@@ -94,10 +94,10 @@ def _arc(task: str, path: Path, skip_bad: bool) -> AbilityTask:
         question, *options, right = cells
         if len(options) != len(_LETTERS) or not question.strip():
             raise ValueError(f"expected a question, {len(_LETTERS)} options and a letter, found {len(cells)} cells")
-        place = (_LETTERS if right.isalpha() else "1234").find(right) if right else -1
-        if place < 0:
+        index = (_LETTERS if right.isalpha() else "1234").find(right) if right else -1
+        if index < 0:
             raise ValueError(f"the right option is {right!r}; expected {', '.join(_LETTERS)} or 1, 2, 3, 4")
-        return Question(f"Question: {question}\nAnswer:", tuple(options), place)
+        return Question(f"Question: {question}\nAnswer:", tuple(options), index)
 
     rows = parsed_rows(path, ((lines.line_num, cells) for cells in lines if cells), parse, skip_bad=skip_bad)
     return AbilityTask(task, rows, (), sha256_of([content]))
@@ -171,7 +171,7 @@ def _texts(task: str, path: Path, skip_bad: bool) -> AbilityTask:
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from None
 
-    def parse(record: Any) -> str:
+    def parse(record: object) -> str:
         text = record.get("Text") if isinstance(record, dict) else None
         if not isinstance(text, str) or not text.strip():
             raise ValueError("field 'Text' is no text")

@@ -52,9 +52,9 @@ class TaskData:
 
 
 def read_rows(
-    path: Path, content: str, parse: Callable[[str], Example], *, skip: int = 0, skip_bad: bool = False
-) -> tuple[Example, ...]:
-    """An example for each line behind the first ``skip`` ones; ``parse`` raises ValueError for a faulty one.
+    path: Path, content: str, parse: Callable[[str], T], *, skip: int = 0, skip_bad: bool = False
+) -> tuple[T, ...]:
+    """What ``parse`` makes of each line behind the first ``skip`` ones; it raises ValueError for a faulty one.
 
     Raises DataError with the first faults and their number; with ``skip_bad`` such lines are left out and counted in
     the log.

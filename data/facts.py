@@ -9,11 +9,16 @@ from typing import Annotated, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
-"""Text that is not blank. It is kept as written: spaces at its ends are the data's own and are not stripped."""
+"""Text that is not blank. It stays as written: spaces at its ends are the data's own and are not stripped."""
 
 
 class Probe(BaseModel):
-    """A prompt with the answers that count as right (aliases of one another, the preferred one first)."""
+    """A prompt with the answers that count as right (aliases of one another, the preferred one first).
+
+    Example:
+        >>> Probe(prompt="France lies in", answers=("Europe",)).answers
+        ('Europe',)
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,6 +69,10 @@ class BadRecord(NamedTuple):
     """One fault of one record: where it stands, which field (in the file's own words), what is wrong with it.
 
     ``where`` is "facts.csv, line 3, record 1": lines count from 1, records (as case ids do) from 0.
+
+    Example:
+        >>> print(BadRecord("facts.csv, line 3, record 1", "prompt", "is blank"))
+        facts.csv, line 3, record 1: prompt: is blank
     """
 
     where: str

@@ -44,14 +44,19 @@ class Format:
             raise FactError("", [fault._replace(field=self._own(fault.field)) for fault in error.bad]) from None
 
     def _own(self, field: str) -> str:
-        """The format's own name for a field of the request, or for a place inside of one."""
+        """The format's own name for a field of the request, or for what is inside of one."""
         head = re.split(r"[.\[]", field)[0]
         return self.names.get(head, head) + field[len(head) :]
 
 
 @dataclass(frozen=True)
 class LoadedFacts:
-    """What a source holds: the good facts in its order and, with ``skip_bad``, the faults of the others."""
+    """What a source holds: the good facts in its order and, with ``skip_bad``, the faults of the others.
+
+    Example:
+        >>> LoadedFacts.of([Fact(prompt="Water is", target_new="dry")]).source
+        'facts'
+    """
 
     source: str
     """Its name: a file, "samples", "standard input", "facts"."""
@@ -82,7 +87,7 @@ def read(name: str, content: bytes, formats: Sequence[Format], *, skip_bad: bool
     chosen = _choose(name, formats, objects)
     bad: list[BadRecord] = []
     facts: dict[str, Fact] = {}
-    places: dict[str, str] = {}
+    first: dict[str, str] = {}
     unanswered = 0
     for number, (line, record) in enumerate(found):
         where = f"{name}, line {line}, record {number}"
@@ -95,9 +100,9 @@ def read(name: str, content: bytes, formats: Sequence[Format], *, skip_bad: bool
             bad += [fault._replace(where=where) for fault in error.bad]
             continue
         if fact.case_id in facts:
-            bad.append(BadRecord(where, "case_id", f"{fact.case_id!r} is taken by {places[fact.case_id]}"))
+            bad.append(BadRecord(where, "case_id", f"{fact.case_id!r} is taken by {first[fact.case_id]}"))
             continue
-        facts[fact.case_id], places[fact.case_id] = fact, where
+        facts[fact.case_id], first[fact.case_id] = fact, where
         unanswered += dropped
     if bad and not skip_bad:
         raise FactError(f"{name}: {len(bad)} faults (--skip-bad or skip_bad=True leaves these records out):", bad)
@@ -136,12 +141,15 @@ def _nearest(key: str, names: tuple[str, ...]) -> str | None:
 
 
 def _look_up(record: Mapping[str, object], dotted: str) -> object:
-    """A field, or one inside of others. Raises FactError where one of those is no object, whose parts would be lost."""
+    """A field, or one inside of others, or of each of a list. Raises FactError where one of those is no object, whose
+    parts would be lost."""
     value: object = record
     names = dotted.split(".")
     for depth, name in enumerate(names):
         if value is None:
             return None
+        if isinstance(value, list) and all(isinstance(one, Mapping) for one in value):
+            return [_look_up(one, ".".join(names[depth:])) for one in value]
         if not isinstance(value, Mapping):
             outer = ".".join(names[:depth])
             raise FactError("", [BadRecord("", outer, f"is {brief(value)}, expected an object with {name!r}")])

@@ -52,17 +52,17 @@ class Columns:
         wanted = (*self.texts, self.label)
         if lacking := [str(name) for name in wanted if isinstance(name, str) and name not in names]:
             raise DataError(f"no column {', '.join(map(repr, lacking))} in its first line; it has {', '.join(names)}")
-        places = {name: name if isinstance(name, int) else names.index(name) for name in wanted}
-        return partial(self._example, places, separated)
+        columns = {name: name if isinstance(name, int) else names.index(name) for name in wanted}
+        return partial(self._example, columns, separated)
 
-    def _example(self, places: dict[str | int, int], separated: str, cells: list[str]) -> Example:
-        if len(cells) <= max(places.values()):
-            raise ValueError(f"{len(cells)} {separated} fields, expected at least {max(places.values()) + 1}")
-        texts = [cells[places[name]] for name in self.texts]
+    def _example(self, columns: dict[str | int, int], separated: str, cells: list[str]) -> Example:
+        if len(cells) <= max(columns.values()):
+            raise ValueError(f"{len(cells)} {separated} fields, expected at least {max(columns.values()) + 1}")
+        texts = [cells[columns[name]] for name in self.texts]
         for name, text in zip(self.texts, texts, strict=True):
             if not text.strip():
                 raise ValueError(f"field {name!r} is empty")
-        return Example(_one(texts), self._number(cells[places[self.label]]))
+        return Example(_one(texts), self._number(cells[columns[self.label]]))
 
     def _number(self, label: str) -> float:
         if self.classes:

@@ -11,7 +11,7 @@ import gzip
 import hashlib
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from .examples import DataError, Example, TaskData, json_object, read_rows, sha256_of
 
@@ -22,21 +22,15 @@ def load(source: str, *, skip_bad: bool = False) -> TaskData:
     """The texts of a file, or of the only JSONL file of a folder; the human class comes first, the others by name."""
     path = _file(Path(source))
     content = _text(path)
-    labels: dict[str, None] = {}
-
-    def check(line: str) -> Example:
-        labels.setdefault(_record(line)["label"])
-        return Example(((line, None),), 0)
-
-    lines = read_rows(path, content, check, skip_bad=skip_bad)
+    records = read_rows(path, content, _record, skip_bad=skip_bad)
+    labels = {record.label for record in records}
     people = [label for label in labels if label.lower() == HUMAN]
     if len(people) != 1 or len(labels) < 2:
         raise DataError(f"{path}: the labels are {', '.join(sorted(labels))}; expected 'human' and at least one more")
     classes = (people[0], *sorted(label for label in labels if label != people[0]))
     splits: dict[str, list[Example]] = defaultdict(list)
-    for line in lines:
-        record = _record(line.texts[0][0])
-        splits[split_of(_topic(record))].append(Example(((record["text"], None),), classes.index(record["label"])))
+    for text, label, topic in records:
+        splits[split_of(topic)].append(Example(((text, None),), classes.index(label)))
     if lacking := {"train", "dev", "test"} - splits.keys():
         raise DataError(f"{path}: too few topics, none is left for {', '.join(sorted(lacking))}")
     ordered = {split: tuple(splits[split]) for split in ("train", "dev", "test")}
@@ -45,25 +39,31 @@ def load(source: str, *, skip_bad: bool = False) -> TaskData:
 
 def split_of(topic: str) -> str:
     """train, dev or test, by the topic's name alone."""
-    place = int.from_bytes(hashlib.sha256(topic.encode()).digest()[:8], "big") % 10
-    return "train" if place < 7 else "dev" if place < 8 else "test"
+    tenth = int.from_bytes(hashlib.sha256(topic.encode()).digest()[:8], "big") % 10
+    return "train" if tenth < 7 else "dev" if tenth < 8 else "test"
 
 
-def _topic(record: dict[str, Any]) -> str:
-    if "topic" in record:
-        return str(record["topic"])
-    if "split" in record and "index" in record:
-        return f"{record['split']} {record['index']}"
-    return str(record["text"])
+class _Record(NamedTuple):
+    text: str
+    label: str
+    topic: str
 
 
-def _record(line: str) -> dict[str, Any]:
-    record = json_object(line)
-    for field in ("text", "label"):
-        text = record.get(field)
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"field {field!r} is {record.get(field)!r}, expected a text")
-    return record
+def _record(line: str) -> _Record:
+    fields = json_object(line)
+
+    def said(field: str) -> str:
+        found = fields.get(field)
+        if not isinstance(found, str) or not found.strip():
+            raise ValueError(f"field {field!r} is {found!r}, expected a text")
+        return found
+
+    text, label = said("text"), said("label")
+    if "topic" in fields:
+        return _Record(text, label, str(fields["topic"]))
+    if "split" in fields and "index" in fields:
+        return _Record(text, label, f"{fields['split']} {fields['index']}")
+    return _Record(text, label, text)
 
 
 def _file(path: Path) -> Path:

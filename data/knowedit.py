@@ -36,7 +36,7 @@ def load(path: str | Path) -> list[Fact]:
 
 
 def download(name: str) -> Path:
-    """The file of a test set of :data:`HUB_FILES`, fetched from the hub once and kept in its cache.
+    """The file of a test set of :data:`HUB_FILES`, fetched from the hub once and then in its cache.
 
     The file itself is fetched, not its rows as a table: alias lists of different depths do not fit one table, and a
     file is the same data, with the same identity, however it came here.

@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from .facts import FactError
 
@@ -55,7 +54,7 @@ def _parsed(row: str) -> object:
         return error
 
 
-def _loads(text: str) -> Any:
+def _loads(text: str) -> object:
     """JSON, refusing what would be lost or would not be written again: ValueError, JSONDecodeError where it is none."""
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
@@ -63,7 +62,7 @@ def _loads(text: str) -> Any:
         raise ValueError("too deeply nested") from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

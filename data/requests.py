@@ -42,8 +42,21 @@ def from_request(request: Mapping[str, object], *, case_id: str | None = None) -
     or to KnowEdit's list of ``{prompt, ground_truth}``; flat fields (``locality_prompt``, ``locality_ground_truth``)
     do as well. ``ground_truth`` and each answer may be one text or (nested) lists of aliases, ``rephrase_prompt`` and
     ``chat_prompt`` (what a user would ask a chat model; EasyEdit has no such field) one text or a list. ``{}`` in a
-    prompt stands for the subject. A probe whose answer is empty is left out. ``case_id`` is for a request without one;
-    None: one that is made of what the fact says. Raises FactError, which lists all faults.
+    prompt stands for the subject. A probe whose answer is empty is left out.
+
+    Args:
+        request: EasyEdit's dictionary.
+        case_id: for a request without one; None: one that is made of what the fact says.
+
+    Returns:
+        The fact.
+
+    Raises:
+        FactError: the request is faulty; all faults are listed.
+
+    Example:
+        >>> from_request({"prompt": "{} lies in", "subject": "France", "target_new": "Asia"}).prompt
+        'France lies in'
     """
     return to_fact(request, case_id)[0]
 
@@ -129,11 +142,11 @@ def _answered(groups: object) -> object:
     """``groups`` without the probes that have an answer field with nothing in it, and without empty groups."""
     if not isinstance(groups, Mapping):
         return groups
-    kept = {
+    groups = {
         group: [probe for probe in probes if not isinstance(probe, dict) or probe.get("answers") != []]
         for group, probes in groups.items()
     }
-    return {group: probes for group, probes in kept.items() if probes}
+    return {group: probes for group, probes in groups.items() if probes}
 
 
 def _count(groups: object) -> int:
@@ -141,7 +154,7 @@ def _count(groups: object) -> int:
 
 
 def _field(loc: tuple[int | str, ...], request: Mapping[str, object]) -> str:
-    """A fault's place in the request: ("locality", "g", 0, "answers") -> "locality.g[0].ground_truth"."""
+    """Where a fault is in the request: ("locality", "g", 0, "answers") -> "locality.g[0].ground_truth"."""
     names = {"answers": "ground_truth", "rephrase_prompts": "rephrase_prompt", "chat_prompts": "chat_prompt"}
     kind, *rest = (names.get(str(part), part) for part in loc)
     if rest and rest[0] == FLAT_GROUPS.get(str(kind)) and rest[0] not in _mapping(request.get(str(kind))):

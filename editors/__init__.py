@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,9 +13,9 @@ from ..data.messages import unknown
 from ..engine.model.loading import load as load_model
 from ..engine.outcome import Outcome
 from ..engine.patches.patch import Patch, WeightPatch
-from ..engine.settings import Hparams
 from ..engine.storage.manifest import MANIFEST, Manifest, check_model, damaged, read_both
-from ..hparams import read, validated
+from ..hparams import settings, validated
+from ..hparams.base import Hparams
 from .base import Editor, Edits, TrainedEditor, read_edits
 
 __all__ = [
@@ -38,12 +36,29 @@ __all__ = [
 
 
 def available() -> list[str]:
-    """The names of all methods."""
+    """The names of all methods.
+
+    Returns:
+        Those found in this folder, in order.
+
+    Example:
+        >>> {"lora", "rome"} <= set(available())
+        True
+    """
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base" and not m.ispkg)
 
 
 def find(name: str) -> type[Editor]:
-    """The editor class of a method, imported when it is asked for. Raises ValueError for an unknown name.
+    """The editor class of a method, imported when it is asked for.
+
+    Args:
+        name: of a method (:func:`available`).
+
+    Returns:
+        The class that the method's file defines.
+
+    Raises:
+        ValueError: an unknown name; the message names those there are.
 
     Example:
         >>> find("lora").__name__
@@ -60,16 +75,6 @@ def find(name: str) -> type[Editor]:
     return found
 
 
-def settings(name: str, preset: str, overrides: Mapping[str, Any] | None = None) -> Hparams:
-    """A method's hyper-parameters: a YAML file or one of its presets, some values overridden.
-
-    Example:
-        >>> settings("lora", "smollm2", {"lr": 2e-3}).lr
-        0.002
-    """
-    return read(find(name).Hparams, name, preset, overrides or {})
-
-
 def editor(
     name: str,
     preset: str,
@@ -79,7 +84,7 @@ def editor(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
-    **overrides: Any,
+    **overrides: object,
 ) -> Editor:
     """An editor, ready to edit.
 
@@ -92,6 +97,9 @@ def editor(
         device: auto, cpu, cuda, cuda:1, mps; of a model that is loaded.
         dtype: of the base model: auto, float32, bfloat16.
         **overrides: hyper-parameters in place of the preset's.
+
+    Returns:
+        The method, bound to the model.
 
     Raises:
         ValueError: an unknown method, preset or hyper-parameter, or a model that cannot be loaded; the message says
@@ -112,14 +120,47 @@ def editor(
 
 
 def load(folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Edits:
-    """Read what :meth:`Edits.save` wrote. Another model than the one the edits were trained on is an EditsError."""
+    """Read what :meth:`Edits.save` wrote.
+
+    Args:
+        folder: where it lies.
+        model: what the edits were trained on.
+        tokenizer: the model's.
+
+    Returns:
+        The edits, bound to the model.
+
+    Raises:
+        EditsError: the folder holds no edits, damaged ones, or those of another model.
+
+    Example:
+        >>> edits = load("my-edits", model, tokenizer)  # doctest: +SKIP
+        >>> with edits.on("france"):  # doctest: +SKIP
+        ...     model.generate(**inputs)
+    """
     folder = Path(folder)
     manifest, stored = read_both(folder)
     return read_edits(folder, manifest, editor_of(folder, manifest, model, tokenizer), stored)
 
 
 def editor_of(folder: Path, manifest: Manifest, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Editor:
-    """The editor that made the edits of a folder, bound to the model they were made for. Raises EditsError."""
+    """The editor that made the edits of a folder, bound to the model they were made for.
+
+    Args:
+        folder: where they lie; for messages.
+        manifest: what is read of it.
+        model: what they were trained on.
+        tokenizer: the model's.
+
+    Returns:
+        The editor, with the settings and the seed that it had.
+
+    Raises:
+        EditsError: another model, or a manifest that names no method with valid settings.
+
+    Example:
+        >>> editor = editor_of(folder, read_manifest(folder), model, tokenizer)  # doctest: +SKIP
+    """
     check_model(folder, manifest, model)
     try:
         cls = find(manifest.editor)

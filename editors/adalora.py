@@ -35,7 +35,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..engine.model.sites import Site, sites
@@ -43,67 +42,26 @@ from ..engine.patches.branches import Factors, LowRankBranch, WeightSitePatch
 from ..engine.patches.patch import Report
 from ..engine.patches.rows import Rows
 from ..engine.seeds import PerEdit
-from ..engine.settings import WeightHparams
+from ..hparams.adalora import AdaLoRAHparams
 from .base import TrainedEditor
 
 _DEVIATION, _EPSILON = 0.02, 1e-5  # PEFT's
 
 
-class AdaLoRAHparams(WeightHparams):
-    in_steps = ("steps", "tinit", "tfinal", "deltaT")
-
-    init_r: int = Field(gt=0, description="Rank at each site in the beginning")
-    target_r: int = Field(gt=0, description="Rank in the end, on average over the sites")
-    alpha: float = Field(gt=0, description="The change is scaled by alpha / init_r")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the branch's input while training")
-    tinit: int = Field(0, ge=0, description="Steps before the budget begins to shrink")
-    tfinal: int = Field(0, ge=0, description="Steps at the end, in which the ranks stay")
-    deltaT: int = Field(1, gt=0, description="Steps from one choice of triplets to the next")  # noqa: N815
-    beta1: float = Field(0.85, gt=0, lt=1, description="Smoothing of the importance over steps")
-    beta2: float = Field(0.85, gt=0, lt=1, description="Smoothing of its uncertainty over steps")
-    orth_reg_weight: float = Field(0.5, ge=0, description="Weight gamma of the orthogonality penalty")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> AdaLoRAHparams:
-        if self.target_r > self.init_r:
-            raise ValueError(f"target_r ({self.target_r}) is more than init_r ({self.init_r})")
-        # After the first step triplets have an importance, and after the second they can be chosen by it.
-        if self.target_r < self.init_r and self.settled_at < max(2, self.tinit + 1):
-            raise ValueError(
-                f"steps ({self.steps}) less tfinal ({self.tfinal}) is {self.settled_at}; it must be more than tinit "
-                f"({self.tinit}) and more than 1, or no step is left to choose triplets"
-            )
-        return self
-
-    @property
-    def settled_at(self) -> int:
-        """The step after which the choice of triplets stays."""
-        return self.steps - self.tfinal
-
-    def budget(self, step: int, n: int) -> int | None:
-        """Triplets that n sites keep together after ``step``; None: as before."""
-        if self.target_r == self.init_r or not self.tinit < step <= self.settled_at:
-            return None
-        if step < self.settled_at and step % self.deltaT:
-            return None
-        left = 1 - (step - self.tinit) / (self.settled_at - self.tinit)
-        return int(n * (self.init_r - self.target_r) * left**3 + n * self.target_r)
-
-
 class Triplets(LowRankBranch):
     """(alpha / r_0) P Lambda Q x beside W x, with the paper's names: ``p`` is P, ``lam`` Lambda, ``q`` Q."""
 
-    def __init__(self, p: Tensor, q: Tensor, scale: float, dropout: float, place: int) -> None:
+    def __init__(self, p: Tensor, q: Tensor, scale: float, dropout: float, salt: int) -> None:
         super().__init__()
         self.p, self.q = nn.Parameter(p), nn.Parameter(q)  # (E, O, r), (E, r, I)
         self.lam = nn.Parameter(p.new_zeros(len(p), q.shape[1]))  # (E, r)
-        self.scale, self.dropout, self.place = scale, dropout, place
+        self.scale, self.dropout, self.salt = scale, dropout, salt
         for name, _ in [*self.named_parameters()]:  # of the same shapes; empty until the first step
             self.register_buffer(f"{name}_importance", p.new_zeros(len(p), 0), persistent=False)
             self.register_buffer(f"{name}_uncertainty", p.new_zeros(len(p), 0), persistent=False)
 
     def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-        h = rows.linear(rows.dropout(x, self.dropout, self.place), self.q) * rows.per_row(self.lam, x.dtype)[:, None]
+        h = rows.linear(rows.dropout(x, self.dropout, self.salt), self.q) * rows.per_row(self.lam, x.dtype)[:, None]
         return torch.add(y, rows.linear(h, self.p), alpha=self.scale)
 
     def turn(self, turned: Callable[[Tensor], Tensor]) -> None:
@@ -205,7 +163,7 @@ class AdaLoRA(TrainedEditor):
 
     def patch(self, seeds: Sequence[int]) -> AdaLoRAPatch:
         h, draw = self.hparams, PerEdit(seeds)
-        places = sites(self.model, h.sites, h.layers)
+        chosen = sites(self.model, h.sites, h.layers)
         branches = [
             Triplets(
                 draw.normal((site.outputs, h.init_r), _DEVIATION),
@@ -214,9 +172,9 @@ class AdaLoRA(TrainedEditor):
                 h.dropout,
                 i,
             )
-            for i, site in enumerate(places)
+            for i, site in enumerate(chosen)
         ]
-        return AdaLoRAPatch(seeds, places, branches, h)
+        return AdaLoRAPatch(seeds, chosen, branches, h)
 
     def may_stop(self, steps: Tensor) -> Tensor:
         return steps >= self.hparams.settled_at

@@ -21,16 +21,14 @@ from it: its pfeiffer bottleneck reads y + r, its parallel one r, the residual s
 The up-projection starts at zero (as in He et al., 2022, https://arxiv.org/abs/2110.04366, for the parallel placement;
 the earlier papers start near zero), so a fresh patch changes nothing.
 
-Trained numbers of an edit: 2 m d + d + m at each place.
+Trained numbers of an edit: 2 m d + d + m at each site.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,11 +36,8 @@ from ..engine.model.sites import Site, SiteError, blocks, sites
 from ..engine.patches.branches import Branch, SitePatch
 from ..engine.patches.rows import Rows
 from ..engine.seeds import PerEdit
-from ..engine.settings import Layers, TrainedHparams
+from ..hparams.adapter import AdapterHparams, BottleneckHparams
 from .base import TrainedEditor
-
-Placement = Literal["houlsby", "pfeiffer", "parallel"]
-NonLinearity = Literal["relu", "swish", "gelu", "tanh"]
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -50,30 +45,6 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "tanh": torch.tanh,
 }
-_DEFAULTS: dict[str, dict[str, object]] = {
-    "houlsby": {"reduction_factor": 16, "non_linearity": "swish", "scaling": 1.0},
-    "pfeiffer": {"reduction_factor": 16, "non_linearity": "relu", "scaling": 1.0},
-    "parallel": {"reduction_factor": 2, "non_linearity": "relu", "scaling": 4.0},
-}
-
-
-class BottleneckHparams(TrainedHparams):
-    placement: Placement = Field(
-        description="houlsby: after attention and MLP; pfeiffer: after MLP; parallel: beside it"
-    )
-    layers: Layers = Field(
-        "all", description='Which blocks: a list, a range "20-24", shares of the depth "0.66-0.83", or "all"'
-    )
-    reduction_factor: float = Field(gt=0, description="The bottleneck is the model's width divided by this")
-    non_linearity: NonLinearity = Field(description="Activation in the bottleneck")
-    scaling: float = Field(gt=0, description="What the bottleneck adds is multiplied by this")
-
-
-class AdapterHparams(BottleneckHparams):
-    @model_validator(mode="before")
-    @classmethod
-    def _as_the_placement_has_it(cls, values: dict[str, object]) -> dict[str, object]:
-        return {**_DEFAULTS.get(str(values.get("placement")), {}), **values}
 
 
 class Affine(nn.Module):
@@ -108,14 +79,14 @@ def bottleneck_patch(
     seeds: Sequence[int],
     projections: Callable[[int, int], tuple[nn.Module, nn.Module]],
 ) -> SitePatch[Bottleneck]:
-    """Fresh bottlenecks at the places of ``h``; ``projections(m, d)`` makes each one's maps down and up."""
-    places = _places(model, h)
-    width = places[0].outputs
+    """Fresh bottlenecks at the sites that ``h`` names; ``projections(m, d)`` makes each one's maps down and up."""
+    chosen = _sites(model, h)
+    width = chosen[0].outputs
     m = max(1, int(width // h.reduction_factor))
-    return SitePatch(seeds, places, [Bottleneck(*projections(m, width), h) for _ in places])
+    return SitePatch(seeds, chosen, [Bottleneck(*projections(m, width), h) for _ in chosen])
 
 
-def _places(model: nn.Module, h: BottleneckHparams) -> list[Site]:
+def _sites(model: nn.Module, h: BottleneckHparams) -> list[Site]:
     if h.placement != "parallel":
         return sites(model, ["mlp_down"] if h.placement == "pfeiffer" else ["attention_output", "mlp_down"], h.layers)
     # The MLP as a whole, from the input of its map up to the output of its map down.

@@ -19,24 +19,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from ..engine.model.sites import Site
+from ..engine.patches.patch import Report
 from ..engine.patches.solved import Change, Solved, SolvedPatch
-from ..engine.settings import SolvedHparams
+from ..hparams.alphaedit import AlphaEditHparams
 from .base import SolvedEditor
 from .memit import ridge
-
-
-class AlphaEditHparams(SolvedHparams):
-    null_energy: float = Field(
-        gt=0, lt=1, description="Share of the keys' energy tr C that lies in the directions an edit may use, at most"
-    )
-    ridge: float = Field(10.0, gt=0, description="w: the weight of the change's own size (L2 in the paper's code)")
 
 
 def null_space(c: Tensor, share: float) -> tuple[Tensor, float]:
@@ -84,7 +76,7 @@ class Projected(Solved):
 class AlphaEditPatch(SolvedPatch[Projected]):
     """Changes within the free directions of each site."""
 
-    def report(self, edit: int) -> dict[str, Any]:
+    def report(self, edit: int) -> Report:
         """``directions``: how many are free; ``largest``: the second moment of the least free one; by site."""
         own = {
             name: {site.name: getattr(branch, name)[edit].item() for site, branch in self.items()}

@@ -71,6 +71,9 @@ class Editor(Method, ABC):
                 settings is not trained again. The folder is the caller's to delete.
             progress: told the share of all facts; a bar in a terminal or notebook if not given, False for none.
 
+        Returns:
+            An edit for each fact; ``outcomes`` says how each ended.
+
         Raises:
             ValueError: there is no fact.
             RuntimeError: something is attached to the model.
@@ -99,7 +102,7 @@ class Editor(Method, ABC):
                 parts.append((indices, edits))
                 done += len(indices)
                 told(Phase.FINISHED, 0.0, 0)
-        at = {i: place for place, i in enumerate(i for indices, _ in parts for i in indices)}
+        at = {i: n for n, i in enumerate(i for indices, _ in parts for i in indices)}
         return Edits.concatenated([edits for _, edits in parts]).taken([at[i] for i in range(len(facts))])
 
     @final
@@ -108,7 +111,21 @@ class Editor(Method, ABC):
     ) -> Iterator[Edits]:
         """As :meth:`edit_each`, handed out as they are finished, facts of like length together.
 
-        ``edits_at_once`` None: as many as memory allows. A batch that does not fit is halved and tried again.
+        Args:
+            facts: what is to be edited.
+            edits_at_once: edits trained side by side; None: as many as memory allows. A batch that does not fit is
+                halved and tried again.
+            progress: told the share of each batch.
+
+        Yields:
+            The edits of one batch after another.
+
+        Raises:
+            RuntimeError: something is attached to the model.
+
+        Example:
+            >>> for edits in editor.edit_batches(facts):  # doctest: +SKIP
+            ...     store.add(edits)
         """
         if facts:
             self._may_begin(facts)
@@ -124,11 +141,16 @@ class Editor(Method, ABC):
             after: an edit to go on from, whose facts the new one carries too.
             progress: told the share of all facts; a bar in a terminal or notebook if not given, False for none.
 
-        A fact that cannot be learned (``Outcome.lost``) leaves the others.
+        Returns:
+            The one edit. A fact that cannot be learned (``Outcome.lost``) leaves the others.
 
         Raises:
             ValueError: there is no fact.
             RuntimeError: something is attached to the model.
+
+        Example:
+            >>> edits = editor.edit(facts)  # doctest: +SKIP
+            >>> longer = editor.edit(more_facts, after=edits)  # doctest: +SKIP
         """
         self._may_begin(facts)
         earlier, past = (after.facts[0], after.outcomes[0]) if after else ((), Outcome(0, None))
@@ -159,6 +181,10 @@ class Editor(Method, ABC):
         Yields:
             The state after each chunk, which carries all facts so far. A fact that cannot be learned
             (``Outcome.lost``) leaves the patch as it was.
+
+        Example:
+            >>> for edits in editor.edit_stream(facts, chunk=10):  # doctest: +SKIP
+            ...     print(len(edits.facts[0]), edits.unlearned)
         """
         left = iter(facts)
         while part := [*islice(left, chunk)]:
@@ -279,6 +305,11 @@ class Edits:
 
     ``facts[e]`` are the facts of edit e: one each after :meth:`Editor.edit_each`, all in one after :meth:`Editor.edit`.
     An edit is named by its index, or by the case id of a fact that it carries.
+
+    Example:
+        >>> edits = editor.edit_each(facts)  # doctest: +SKIP
+        >>> edits["france"].outcomes[0].learned()  # doctest: +SKIP
+        True
     """
 
     editor: Editor
@@ -307,7 +338,22 @@ class Edits:
         return [fact.case_id for facts, o in each for i, fact in enumerate(facts) if o.learned(i) is False]
 
     def index(self, edit: int | str) -> int:
-        """The index of an edit that is named by its index or by a case id. Raises EditsError, IndexError."""
+        """The index of an edit.
+
+        Args:
+            edit: its index, from the end where negative, or the case id of a fact that it carries.
+
+        Returns:
+            0 to below the number of edits.
+
+        Raises:
+            EditsError: there is no such case.
+            IndexError: there is no such index.
+
+        Example:
+            >>> edits.index("france")  # doctest: +SKIP
+            0
+        """
         if isinstance(edit, str):
             return edit_of(self.facts, edit)
         if not -len(self) <= edit < len(self):
@@ -324,6 +370,9 @@ class Edits:
         Args:
             rows: one edit, by index or case id, for all rows of batches of any size (beam search too); or an edit for
                 each row of a batch. -1 is the unedited model.
+
+        Yields:
+            Nothing; the model itself is what is used.
 
         Raises:
             RuntimeError: other edits are attached already.
@@ -343,15 +392,49 @@ class Edits:
             yield
 
     def num_trainable_parameters(self) -> int:
-        """Numbers that one edit consists of."""
+        """Numbers that one edit consists of.
+
+        Returns:
+            Their count, the same for all edits.
+
+        Example:
+            >>> edits.num_trainable_parameters()  # doctest: +SKIP
+            138240
+        """
         return sum(t.numel() for t in self.patch.trained(0))
 
     def nonzero_share(self, edit: int | str) -> float:
-        """Share of an edit's numbers that are not zero."""
+        """Share of an edit's numbers that are not zero.
+
+        Args:
+            edit: by index or case id.
+
+        Returns:
+            0 to 1.
+
+        Example:
+            >>> edits.nonzero_share("france")  # doctest: +SKIP
+            0.2
+        """
         return self.patch.nonzero_share(self.index(edit))
 
     def merged(self, edit: int | str) -> PreTrainedModel:
-        """A copy of the model with an edit in its weights. Refused while edits are attached to the model."""
+        """A copy of the model with an edit in its weights.
+
+        Args:
+            edit: by index or case id.
+
+        Returns:
+            The copy; the model itself stays as it is.
+
+        Raises:
+            EditsError: the edit is no change of weights.
+            ValueError: the edit failed.
+            RuntimeError: edits are attached to the model.
+
+        Example:
+            >>> edits.merged("france").save_pretrained("model-with-france")  # doctest: +SKIP
+        """
         i = self.index(edit)
         if not isinstance(self.patch, WeightPatch):
             raise EditsError(f"{self.editor.name()} is no change of weights and cannot be merged; use `edits.on(...)`")
@@ -366,12 +449,31 @@ class Edits:
         """Write ``edits.json`` (facts, hyper-parameters, the model's identity) and the weights beside it.
 
         A folder that holds edits already holds either those or these at every moment.
+
+        Args:
+            folder: made if there is none.
+
+        Raises:
+            LockedError: another process writes to the folder.
+
+        Example:
+            >>> edits.save("my-edits")  # doctest: +SKIP
         """
         write(Path(folder), manifest_of(self), {name: packed(t) for name, t in self.patch.lasting().items()})
 
     @staticmethod
     def concatenated(parts: Sequence[Edits]) -> Edits:
-        """The edits of all parts, in order."""
+        """The edits of all parts, in order.
+
+        Args:
+            parts: of one editor; at least one.
+
+        Returns:
+            Edits with one patch, the smaller ones padded with zeros.
+
+        Example:
+            >>> both = Edits.concatenated([edits, more])  # doctest: +SKIP
+        """
         return Edits(
             parts[0].editor,
             Patch.concatenated([part.patch for part in parts]),
@@ -380,7 +482,17 @@ class Edits:
         )
 
     def taken(self, edits: Sequence[int]) -> Edits:
-        """These edits, in this order."""
+        """Some of the edits.
+
+        Args:
+            edits: their indices, in the order that is wanted.
+
+        Returns:
+            These edits alone; their tensors are copies.
+
+        Example:
+            >>> good = edits.taken([e for e, o in enumerate(edits.outcomes) if not o.error])  # doctest: +SKIP
+        """
         return Edits(
             self.editor,
             self.patch.take(edits),
@@ -389,7 +501,17 @@ class Edits:
         )
 
     def about(self, facts: Sequence[int]) -> Edits:
-        """The one edit, said to carry only these of its facts; for scoring some of many."""
+        """The one edit, said to carry only some of its facts; for scoring some of many.
+
+        Args:
+            facts: their indices among those that it carries.
+
+        Returns:
+            The same patch with these facts.
+
+        Example:
+            >>> scores = evaluate(edits.about([0, 1]))  # doctest: +SKIP
+        """
         (carried,), (outcome,) = self.facts, self.outcomes
         lost = {i: outcome.lost[fact] for i, fact in enumerate(facts) if fact in outcome.lost}
         checks = tuple(outcome.checks[i] for i in facts) if outcome.checks else ()

@@ -7,7 +7,7 @@ The paper trains all biases. Here they are those of the blocks: of the linear ma
 positions are learned (GPT-2), a key's bias has no effect on attention; rounding noise is all that moves it.
 
 Where the model has no bias (all maps of Llama, all RMS norms), one is added while an edit is attached. Such an edit is
-no change of weights that the model has and cannot be merged; with a bias at every chosen place (GPT-2, OPT) it can.
+no change of weights that the model has and cannot be merged; with a bias at every chosen site (GPT-2, OPT) it can.
 
 Trained numbers of an edit: the sum of the widths O.
 """
@@ -17,19 +17,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ..engine.model.sites import Site, blocks, sites
 from ..engine.patches.branches import Branch, SitePatch
 from ..engine.patches.patch import WeightPatch
 from ..engine.patches.rows import Rows
-from ..engine.settings import SiteHparams
+from ..hparams.bitfit import BitFitHparams
 from .base import TrainedEditor
-
-
-class BitFitHparams(SiteHparams):
-    norms: bool = Field(True, description="Also the biases of the blocks' layer norms")
 
 
 class Bias(Branch):
@@ -57,12 +52,12 @@ class BitFit(TrainedEditor):
     hparams: BitFitHparams
 
     def patch(self, seeds: Sequence[int]) -> SitePatch[Bias]:
-        places = sites(self.model, self.hparams.sites, self.hparams.layers)
+        chosen = sites(self.model, self.hparams.sites, self.hparams.layers)
         if self.hparams.norms:
-            places += _norms(self.model, {site.layer for site in places})
-        owned = all(getattr(self.model.get_submodule(site.name), "bias", None) is not None for site in places)
+            chosen += _norms(self.model, {site.layer for site in chosen})
+        owned = all(getattr(self.model.get_submodule(site.name), "bias", None) is not None for site in chosen)
         kind = BiasPatch if owned else SitePatch[Bias]
-        return kind(seeds, places, [Bias(torch.zeros(len(seeds), site.outputs)) for site in places])
+        return kind(seeds, chosen, [Bias(torch.zeros(len(seeds), site.outputs)) for site in chosen])
 
 
 def _norms(model: nn.Module, layers: set[int]) -> list[Site]:

@@ -7,7 +7,7 @@ With a = 0 each fact gets its value exactly, :math:`(W + \Delta) K = V`, and wha
 moment C = E[k k^T], changes least; the a that is added keeps facts with like keys from tearing the weights apart.
 
 For one update this is MEMIT with lambda = a, of which it takes keys, values and blocks too. Keys of earlier updates
-are not kept: each update is solved by itself, as published.
+are not stored: each update is solved by itself, as published.
 
 Numbers of an edit: I + O for each fact at each block.
 """
@@ -17,19 +17,14 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 
-from pydantic import Field
 from torch import Tensor
 
 from ..engine.model.sites import Site
 from ..engine.model.statistics import inverse_root
 from ..engine.patches.solved import Change
-from ..engine.settings import SolvedHparams
+from ..hparams.emmet import EMMETHparams
 from .base import SolvedEditor
 from .memit import ridge
-
-
-class EMMETHparams(SolvedHparams):
-    damping: float = Field(0.1, ge=0, description="a: what is added to K^T C^-1 K; 0: each fact gets its value exactly")
 
 
 class EMMET(SolvedEditor):

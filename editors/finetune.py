@@ -4,7 +4,7 @@ r"""Fine-tuning of few weight matrices, the baseline of Meng et al. (ROME, 2022,
 
 With ``norm_constraint`` epsilon this is **FT-L**: after each step every weight is brought back to within epsilon of the
 unedited model's (in sequential editing too, where EasyEdit starts the bound anew with each fact). Without it, it is
-**FT-M**. The usual place is one MLP down-projection.
+**FT-M**. The usual site is one MLP down-projection.
 
 Both are trained on the target's tokens, each predicted from those before it, as EasyEdit's FT-M is (``target_new``).
 EasyEdit's and ROME's FT-L asks for all target tokens at once at the prompt's last position (``prompt_last``), a weaker
@@ -20,20 +20,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ..engine.model.sites import sites
 from ..engine.patches.branches import WeightBranch, WeightSitePatch
 from ..engine.patches.rows import Rows
-from ..engine.settings import WeightHparams
+from ..hparams.finetune import FineTuneHparams
 from .base import TrainedEditor
-
-
-class FineTuneHparams(WeightHparams):
-    norm_constraint: float | None = Field(
-        None, gt=0, description="FT-L: the furthest that a weight may move (5e-4 in ROME); null: FT-M, any distance"
-    )
 
 
 class Dense(WeightBranch):
@@ -65,6 +58,6 @@ class FineTune(TrainedEditor):
     merges = True
 
     def patch(self, seeds: Sequence[int]) -> WeightSitePatch[Dense]:
-        places = sites(self.model, self.hparams.sites, self.hparams.layers)
-        zeros = [torch.zeros(len(seeds), site.outputs, site.inputs) for site in places]
-        return WeightSitePatch(seeds, places, [Dense(change, self.hparams.norm_constraint) for change in zeros])
+        chosen = sites(self.model, self.hparams.sites, self.hparams.layers)
+        zeros = [torch.zeros(len(seeds), site.outputs, site.inputs) for site in chosen]
+        return WeightSitePatch(seeds, chosen, [Dense(change, self.hparams.norm_constraint) for change in zeros])

@@ -11,33 +11,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ..engine.model.sites import sites
 from ..engine.patches.branches import Factors, LowRankBranch, WeightSitePatch
 from ..engine.patches.rows import Rows
 from ..engine.seeds import PerEdit
-from ..engine.settings import WeightHparams
+from ..hparams.lora import LoRAHparams
 from .base import TrainedEditor
-
-
-class LoRAHparams(WeightHparams):
-    rank: int = Field(gt=0, description="Rank r of the change at each site")
-    alpha: float = Field(gt=0, description="The change is scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the branch's input while training")
 
 
 class LowRank(LowRankBranch):
     """(alpha / r) B A x beside W x, with the paper's names: ``a`` is A, ``b`` is B."""
 
-    def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float, place: int) -> None:
+    def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float, salt: int) -> None:
         super().__init__()
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)  # (E, r, I), (E, O, r)
-        self.scale, self.dropout, self.place = scale, dropout, place
+        self.scale, self.dropout, self.salt = scale, dropout, salt
 
     def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-        x = rows.dropout(x, self.dropout, self.place)
+        x = rows.dropout(x, self.dropout, self.salt)
         return torch.add(y, rows.linear(rows.linear(x, self.a), self.b), alpha=self.scale)
 
     def turn(self, turned: Callable[[Tensor], Tensor]) -> None:
@@ -55,11 +48,11 @@ def low_rank_patch(
     model: nn.Module, h: LoRAHparams, seeds: Sequence[int], branch: Callable[..., LowRank] = LowRank
 ) -> WeightSitePatch[LowRank]:
     """Fresh factors at every site of ``h``, A drawn per edit and B zero."""
-    draw, places = PerEdit(seeds), sites(model, h.sites, h.layers)
-    a = [draw.uniform((h.rank, site.inputs), site.inputs**-0.5) for site in places]
-    b = [torch.zeros(len(seeds), site.outputs, h.rank) for site in places]
+    draw, chosen = PerEdit(seeds), sites(model, h.sites, h.layers)
+    a = [draw.uniform((h.rank, site.inputs), site.inputs**-0.5) for site in chosen]
+    b = [torch.zeros(len(seeds), site.outputs, h.rank) for site in chosen]
     return WeightSitePatch(
-        seeds, places, [branch(a[i], b[i], h.alpha / h.rank, h.dropout, i) for i in range(len(places))]
+        seeds, chosen, [branch(a[i], b[i], h.alpha / h.rank, h.dropout, i) for i in range(len(chosen))]
     )
 
 

@@ -19,26 +19,15 @@ Numbers of an edit: I + O for each fact at each block, and I for its key.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from ..engine.model.sites import Site
 from ..engine.model.statistics import inverse_root
 from ..engine.patches.solved import Change
-from ..engine.settings import SolvedHparams
+from ..hparams.memit import MEMITHparams
 from .base import SolvedEditor
-
-
-class MEMITHparams(SolvedHparams):
-    mom2_update_weight: float = Field(
-        gt=0, description="lambda: the weight of what the model knows, in tokens of text for each fact"
-    )
-    keys: Literal["mean", "each"] = Field(
-        "mean", description="A fact's key: the mean over its prompt alone and behind contexts, or one for each of them"
-    )
 
 
 def ridge(keys: Tensor, missing: Tensor, root: Tensor, weight: float, earlier: Tensor) -> Change:
@@ -54,7 +43,7 @@ def ridge(keys: Tensor, missing: Tensor, root: Tensor, weight: float, earlier: T
         earlier: (E, h, I), :math:`K_e` as rows, whose outputs are to stay.
 
     Returns:
-        a (E, n, I) and b (E, O, n), D = b a; the keys are to be kept.
+        a (E, n, I) and b (E, O, n), D = b a; the keys are for later updates.
     """
     q, q_e = keys @ root, earlier @ root
     n, known, width = q.shape[1], q_e.shape[1], q.shape[2]

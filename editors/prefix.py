@@ -15,7 +15,7 @@ without an edit keep their positions and do not see the prefix. A sliding window
 text. No weights change, so an edit cannot be merged.
 
 Numbers, with L layers and d = key-value heads times head width (the model's width but for grouped-query attention):
-2 L d l are kept by an edit; trained with the MLP of m hidden units are l d + (d + 1) m + (m + 1) 2 L d.
+2 L d l are stored with an edit; trained with the MLP of m hidden units are l d + (d + 1) m + (m + 1) 2 L d.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from contextlib import AbstractContextManager
 from itertools import cycle, islice
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -33,19 +32,8 @@ from ..engine.patches.patch import Patch
 from ..engine.patches.prefixes import keys_and_values, prepended
 from ..engine.patches.rows import Rows
 from ..engine.seeds import PerEdit
-from ..engine.settings import TrainedHparams
+from ..hparams.prefix import PrefixHparams
 from .base import TrainedEditor
-
-
-class PrefixHparams(TrainedHparams):
-    length: int = Field(gt=0, description="Number l of positions before every text")
-    hidden: int | None = Field(
-        gt=0, description="Hidden units m of the MLP in training; null: no MLP, P itself is trained"
-    )
-    init_text: str = Field(
-        min_length=1,
-        description="The prefix starts as what the model computes for this text, repeated to `length` tokens",
-    )
 
 
 class MLP(nn.Module):

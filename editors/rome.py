@@ -8,7 +8,7 @@ so that :math:`W k_* = v_*`, and what the model usually sees, of second moment C
 subject; :math:`v_* = W k_* + d` with the vector d that makes the model give the answer when it is added there.
 
 This is R-ROME (Gupta et al., 2024, https://arxiv.org/abs/2403.07175), which uses :math:`k_*` throughout. ROME's own
-code (``form: original``) takes the key k of the prompt alone in two of the three places,
+code (``form: original``) takes the key k of the prompt alone twice of the three times,
 
 .. math::
     W \leftarrow W + \frac{d \, (C^{-1} k_*)^T}{k^T C^{-1} k_*}
@@ -21,22 +21,14 @@ Numbers of an edit: I + O. Several facts in one edit are one change after anothe
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal
 
-from pydantic import Field
 from torch import Tensor
 
 from ..engine.model.sites import Site
 from ..engine.model.statistics import inverse_root
 from ..engine.patches.solved import Change
-from ..engine.settings import SolvedHparams
+from ..hparams.rome import ROMEHparams
 from .base import SolvedEditor
-
-
-class ROMEHparams(SolvedHparams):
-    form: Literal["r_rome", "original"] = Field(
-        "r_rome", description="One key throughout, or ROME's own mixture of two, which lets single edits collapse"
-    )
 
 
 class ROME(SolvedEditor):

@@ -29,10 +29,8 @@ An edit stops early only from step T K on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..engine.model.sites import Site
@@ -41,32 +39,11 @@ from ..engine.patches.patch import Patch, Report
 from ..engine.patches.rows import Rows
 from ..engine.seeds import mixed, uniform
 from ..engine.shapes import fitted
+from ..hparams.simplexlora import RankRule, SimplexLoRAHparams
 from .base import TrainedEditor
-from .lora import LoRAHparams, LowRank, low_rank_patch
-
-RankRule = Literal["floor", "ceil", "largest_remainder"]
+from .lora import LowRank, low_rank_patch
 
 _SALT = 0x51ED270B  # other random numbers than dropout's
-
-
-class SimplexLoRAHparams(LoRAHparams):
-    in_steps = ("steps", "T")
-
-    rank: int = Field(gt=0, description="Rank r_0 at each site in the beginning, and the largest mean in the end")
-    omega_lr: float = Field(gt=0, description="Learning rate of the weights omega, which take plain gradient steps")
-    T: int = Field(gt=0, description="Steps of a round; ranks follow omega at its end")
-    K: int = Field(gt=0, description="Rounds, after which ranks are frozen")
-    rank_rule: RankRule = Field(
-        "floor", description="From omega r_0 to a rank; largest_remainder uses up the budget, ceil may exceed it"
-    )
-    project_every: int = Field(1, gt=0, description="Steps from one projection of omega to the next")
-    resize: Literal["svd", "reinit"] = Field("svd", description="svd keeps what was learned, reinit begins anew")
-
-    @model_validator(mode="after")
-    def _in_time(self) -> SimplexLoRAHparams:
-        if self.steps < self.T * self.K:
-            raise ValueError(f"K ({self.K}) rounds of T ({self.T}) steps are more than steps ({self.steps})")
-        return self
 
 
 class WeightedLowRank(LowRank):
@@ -74,13 +51,13 @@ class WeightedLowRank(LowRank):
 
     rank: Tensor  # (E,) int64
 
-    def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float, place: int) -> None:
-        super().__init__(a, b, scale, dropout, place)
+    def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float, salt: int) -> None:
+        super().__init__(a, b, scale, dropout, salt)
         self.omega = nn.Parameter(a.new_ones(len(a)))  # (E,)
         self.register_buffer("rank", torch.full((len(a),), a.shape[1]))
 
     def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-        h = rows.linear(rows.dropout(x, self.dropout, self.place), self.a)
+        h = rows.linear(rows.dropout(x, self.dropout, self.salt), self.a)
         omega = rows.per_row(self.omega, x.dtype).view(-1, 1, 1)
         return torch.add(y, rows.linear(h * omega, self.b), alpha=self.scale)
 
@@ -107,7 +84,7 @@ class WeightedLowRank(LowRank):
         old = torch.minimum(rank, self.rank) if keep else self.rank.masked_fill(changed, 0)
         rows = torch.arange(int(rank.max()), device=rank.device)
         is_old, is_used = rows < old[:, None], rows < rank[:, None]  # (E, r)
-        fresh = uniform(mixed(keys + self.place), (len(rows), inputs), inputs**-0.5).to(a.dtype)
+        fresh = uniform(mixed(keys + self.salt), (len(rows), inputs), inputs**-0.5).to(a.dtype)
         fresh = fresh.masked_fill(~is_used[:, :, None], 0)
         self.a = nn.Parameter(torch.where(is_old[:, :, None], fitted(a, fresh.shape[1:]), fresh))
         self.b = nn.Parameter(fitted(b, (b.shape[1], len(rows))).masked_fill(~is_old[:, None], 0))
@@ -199,8 +176,8 @@ def ranks(omega: Tensor, r0: int, rule: RankRule) -> Tensor:
     whole = share.floor()
     if rule == "largest_remainder":
         # Whose remainder is among the largest gets one more; of equal ones, the site with the lower index.
-        place = (share - whole).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        whole += place < omega.shape[1] * r0 - whole.sum(1, keepdim=True)
+        rank = (share - whole).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        whole += rank < omega.shape[1] * r0 - whole.sum(1, keepdim=True)
     return whole.long()
 
 

@@ -7,8 +7,8 @@ loss in its output there, normalised over all turns so far, feature by feature, 
     v_j = - \eta \, \|\hat h_j\|^2 \, \hat g_j, \qquad
     \Delta^T = (H^T H + I)^{-1} H^T V
 
-The rows of H and V are the h and v of the turn. No subject is needed, no statistics of text, no training. What is kept
-is the running mean and variance, each site's own.
+The rows of H and V are the h and v of the turn. No subject is needed, no statistics of text, no training. Stored is
+the running mean and variance, each site's own.
 
 A feature that has been seen once has no spread: a first turn of one fact whose answer is a single token changes
 nothing, and its outcome says so. ``contexts`` give a fact more predictions, lists give a turn more facts.
@@ -22,17 +22,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from ..engine.model.sites import Site
 from ..engine.patches.solved import Change, Solved, SolvedPatch
-from ..engine.settings import TurnHparams
+from ..hparams.ultraedit import UltraEditHparams
 from .base import TurnedEditor
-
-
-class UltraEditHparams(TurnHparams):
-    lr: float = Field(gt=0, description="eta: the size of what is asked of each output")
 
 
 class Normalised(Solved):

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.facts import Fact
-from . import settings
+from ..hparams import base as settings
 from .model.encoding import Encoder
 from .model.generation import sampled_texts
 from .model.identity import identity_of

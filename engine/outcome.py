@@ -33,6 +33,10 @@ class Outcome:
         notes: what was done otherwise than the settings say, and why.
         checks: for each fact whether it has been learned, seen when the edit was finished; None where it could not be
             asked. Empty for edits that were not checked (those of an earlier version, say).
+
+    Example:
+        >>> Outcome(steps=3, loss=float("nan"), error="the loss became nan").learned()
+        False
     """
 
     steps: int

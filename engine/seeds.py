@@ -37,20 +37,20 @@ class PerEdit:
 
 
 def dropout(x: Tensor, p: float, keys: Tensor) -> Tensor:
-    """Dropout of ``x`` (R, T, I) whose mask is a hash of ``keys[r]`` and the element's place (t, i) in its row.
+    """Dropout of ``x`` (R, T, I) whose mask is a hash of ``keys[r]`` and the element's index (t, i) in its row.
 
     A generator's stream would depend on the batch and on padding; a counter-based mask does not, so an edit sees the
     same masks however it is batched, on every device. The keep-probability is exact to 2^-31.
     """
-    places = torch.arange(x.shape[-2] * x.shape[-1], dtype=torch.int32, device=x.device)
-    keep = mixed(places + keys[:, None]).bitwise_and_(0x7FFFFFFF) >= int(p * 0x80000000)
+    index = torch.arange(x.shape[-2] * x.shape[-1], dtype=torch.int32, device=x.device)
+    keep = mixed(index + keys[:, None]).bitwise_and_(0x7FFFFFFF) >= int(p * 0x80000000)
     return x * keep.view(x.shape).to(x.dtype).mul_(1 / (1 - p))
 
 
 def uniform(keys: Tensor, shape: Sequence[int], bound: float) -> Tensor:
     """U(-bound, bound), (E, *shape): number i of edit e is a hash of ``keys[e]`` and i, whatever else is drawn."""
-    places = torch.arange(math.prod(shape), dtype=torch.int32, device=keys.device)
-    return mixed(places + keys[:, None]).view(len(keys), *shape) * (bound / 0x80000000)
+    index = torch.arange(math.prod(shape), dtype=torch.int32, device=keys.device)
+    return mixed(index + keys[:, None]).view(len(keys), *shape) * (bound / 0x80000000)
 
 
 def mixed(h: Tensor) -> Tensor:

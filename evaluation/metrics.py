@@ -5,7 +5,7 @@ all of them. Within a fact, probes are averaged by group, then over groups; a fa
 Each is given for the edited model and, where that means something, for the unedited one beside it.
 
 =====================  =============  =====================================================================
-name                   mode           per probe
+name                   family         per probe
 =====================  =============  =====================================================================
 edit_success           token_em       :func:`token_em` of ``target_new`` after the edited prompt
 generalization         token_em       the same after each rephrased prompt
@@ -40,10 +40,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from scipy.special import betaincinv
 
 from .scores import AnswerScore, FactScores, Kind, ProbeScores, Seen
@@ -100,13 +100,12 @@ def generated(probe: ProbeScores, seen: Seen) -> float | None:
 
 
 def contained(probe: ProbeScores, seen: Seen) -> float | None:
-    """1 if the greedy continuation holds an accepted answer, word by word, after :func:`normalise`; None where none was
-    made. Higher is better; never below :func:`generated`. A chat model's "The capital is Rome." counts.
+    """1 if the greedy continuation :func:`says` an accepted answer, "The capital is Rome." for one; None where none was
+    made. Higher is better; never below :func:`generated`.
     """
     if seen.generated is None:
         return None
-    text = f" {normalise(seen.generated)} "
-    return float(any(f" {normalise(answer)} " in text for answer in probe.answers))
+    return float(any(says(seen.generated, answer) for answer in probe.answers))
 
 
 def generated_unchanged(probe: ProbeScores, seen: Seen) -> float | None:
@@ -155,8 +154,20 @@ def normalise(text: str) -> str:
     do not equal silence.
     """
     bare = text.lower().translate(_PUNCTUATION)
-    kept = re.sub(r"\b(a|an|the)\b", " ", bare).split() or bare.split() or text.lower().split()
-    return " ".join(kept)
+    words = re.sub(r"\b(a|an|the)\b", " ", bare).split() or bare.split() or text.lower().split()
+    return " ".join(words)
+
+
+def says(text: str, answer: str) -> bool:
+    """Whether a text holds the words of an answer one after another, whatever the case, punctuation and articles.
+
+    Example:
+        >>> says("created by Stan Lee, who was a legend", "Stan Lee")
+        True
+        >>> says("Romania", "Rome")
+        False
+    """
+    return f" {normalise(answer)} " in f" {normalise(text)} "
 
 
 @lru_cache(maxsize=10_000)
@@ -248,7 +259,7 @@ class Metric:
 
     name: str
     label: str
-    mode: Family
+    family: Family
     per_fact: PerFact
     bounds: tuple[float, float] | None = SHARE
     """Between what a fact's number lies; None where nothing is known of it, as of an entropy."""
@@ -327,6 +338,9 @@ class _Result(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+_Family = Annotated[Family, Field(validation_alias=AliasChoices("family", "mode"))]  # earlier files say mode
+
+
 class Estimate(_Result):
     """A mean over facts with its 95 % interval (:func:`interval`)."""
 
@@ -348,7 +362,7 @@ class Failure(_Result):
 
 class MetricSummary(_Result):
     label: str
-    mode: Family
+    family: _Family
     edited: Estimate
     base: Estimate | None
     """The unedited model's; None where the metric compares with it already."""
@@ -372,7 +386,7 @@ class Summary(_Result):
 
 class PairedDifference(_Result):
     label: str
-    mode: Family
+    family: _Family
     a: float
     b: float
     difference: float
@@ -430,7 +444,7 @@ def summarise(scores: Sequence[FactScores], *, seed: int = 0) -> Summary:
         if edited:
             metrics[metric.name] = MetricSummary(
                 label=metric.label,
-                mode=metric.mode,
+                family=metric.family,
                 edited=estimate(edited, metric.bounds, seed),
                 base=estimate(base, metric.bounds, seed) if base else None,
                 with_failures=estimate([*edited, *lost], metric.bounds, seed) if lost else None,
@@ -501,7 +515,7 @@ def _difference(metric: Metric, pairs: Sequence[tuple[float, float]], seed: int)
     low, high = interval(after - before, metric.difference_bounds, seed)
     return PairedDifference(
         label=metric.label,
-        mode=metric.mode,
+        family=metric.family,
         a=float(before.mean()),
         b=float(after.mean()),
         difference=float((after - before).mean()),
@@ -568,8 +582,8 @@ def interval(
             low, high = exact_interval(int((values == top).sum()), n)
             return bottom + (top - bottom) * low, bottom + (top - bottom) * high
         if (values == values[0]).all():
-            kept, otherwise = float(values[0]), exact_interval(0, n)[1]
-            return kept + otherwise * (bottom - kept), kept + otherwise * (top - kept)
+            every, otherwise = float(values[0]), exact_interval(0, n)[1]
+            return every + otherwise * (bottom - every), every + otherwise * (top - every)
     elif (values == values[0]).all():
         return None, None
     return bootstrap_interval(values, seed)

@@ -48,7 +48,7 @@ def perplexity(
 
 
 def windows(ids: Sequence[int], width: int) -> list[Encoded]:
-    """A text's windows, each with the place from which on its tokens are predicted."""
+    """A text's windows, each with the position from which on its tokens are predicted."""
     stride = width // 2
     rows, predicted = [], 1
     for begin in range(0, len(ids), stride):

@@ -44,7 +44,7 @@ def checkpoint(scores: Sequence[FactScores], perplexity: Perplexity | None) -> C
     groups = []
     for youngest, oldest in _ages(len(scores)):
         group = summarise(scores[len(scores) - 1 - oldest : len(scores) - youngest])
-        metrics = {name: metric.edited for name, metric in group.metrics.items() if metric.mode == "token_em"}
+        metrics = {name: metric.edited for name, metric in group.metrics.items() if metric.family == "token_em"}
         groups.append(AgeGroup(youngest=youngest, oldest=oldest, metrics=metrics))
     return Checkpoint(edits=len(scores), summary=summarise(scores), by_age=tuple(groups), perplexity=perplexity)
 

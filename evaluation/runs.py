@@ -162,6 +162,9 @@ def run(
         load_model: how this process comes by the model; one that does several runs may keep it.
         progress: told which phase it is, and which share of how many facts is done; a bar if not given, False for none.
 
+    Returns:
+        The summary, what was left out, and the folder.
+
     Raises:
         ValueError: bad input; the message is for people.
 

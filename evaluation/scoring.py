@@ -53,15 +53,31 @@ def evaluate(
     seed: int = 0,
     progress: Shown = None,
 ) -> list[FactScores]:
-    """Score every fact of every edit, in order. ``seed`` is for the sampled texts of ``fluency``.
+    """Score every fact of every edit, in order.
 
-    Raises RuntimeError while something is attached to the model: it would be taken for the unedited one.
+    Args:
+        edits: finished edits.
+        measures: what is scored beside ``token_em``.
+        fluency: sample a text for each fact through both models.
+        seed: of the texts that are sampled.
+        progress: told the phase and its share; a bar in a terminal or notebook if not given, False for none.
+
+    Returns:
+        What was seen of each fact; :func:`~.metrics.summarise` makes numbers of it.
+
+    Raises:
+        RuntimeError: something is attached to the model, which would be taken for the unedited one.
+
+    Example:
+        >>> scores = evaluate(edits, measures=["generation"], fluency=False)  # doctest: +SKIP
+        >>> summarise(scores).metrics["edit_success"].edited.mean  # doctest: +SKIP
+        100.0
     """
     check_free(edits.editor.model, "evaluate")
-    places = ((e, place) for e, facts in enumerate(edits.facts) for place in range(len(facts)))
+    carried = ((e, i) for e, facts in enumerate(edits.facts) for i in range(len(facts)))
     # Of an edit, however many facts it carries.
     found = [(edits.nonzero_share(e), _report(edits.patch, e)) for e in range(len(edits))]
-    jobs = [Job(edits, e, place, *found[e], "probabilities" in measures) for e, place in places]
+    jobs = [Job(edits, e, i, *found[e], "probabilities" in measures) for e, i in carried]
     good = [job for job in jobs if not job.error]
 
     with shown(progress) as tell, frozen(edits.editor.model), torch.no_grad():
@@ -95,10 +111,10 @@ class Pass:
 class Job:
     """One fact under one edit: its probes, and what has been seen of them so far."""
 
-    def __init__(self, edits: Edits, edit: int, place: int, share: float, report: Report, probabilities: bool) -> None:
-        self.edits, self.edit, self.fact = edits, edit, edits.facts[edit][place]
+    def __init__(self, edits: Edits, edit: int, fact: int, share: float, report: Report, probabilities: bool) -> None:
+        self.edits, self.edit, self.fact = edits, edit, edits.facts[edit][fact]
         self.share, self.report = share, report
-        self.error = edits.outcomes[edit].lost.get(place, edits.outcomes[edit].error)
+        self.error = edits.outcomes[edit].lost.get(fact, edits.outcomes[edit].error)
         self.probes: list[_Probe] = []
         self.rows: dict[tuple[Prompt, str], Encoded] = {}
         self.passes: dict[tuple[Prompt, str], tuple[Pass, Pass]] = {}  # unedited, edited

@@ -24,8 +24,8 @@ from ..editors import Editor
 from ..engine.files import locked, replacing
 from ..engine.model.sites import blocks, within
 from ..engine.progress import Phase, Progress
-from ..engine.settings import Hparams
 from ..hparams import HparamsError, validated
+from ..hparams.base import Hparams
 from .folder import RunError
 from .metrics import summarise
 from .scores import FactScores

@@ -21,8 +21,8 @@ from ..editors import Editor, Edits, find
 from ..engine.model.loading import LoadedModel
 from ..engine.model.loading import load as load_model
 from ..engine.progress import Progress
-from ..engine.settings import Hparams
 from ..hparams import validated
+from ..hparams.base import Hparams
 from .folder import RunError, versions
 from .scores import FactScores
 from .scoring import Measure, evaluate

@@ -1,17 +1,25 @@
-"""Presets: ``<editor>/<model>.yaml``, and ``<editor>/default.yaml`` for any model.
+"""What can be set of each method, and presets of it: ``<editor>.py``, ``<editor>/<model>.yaml``, and
+``<editor>/default.yaml`` for any model.
 
 A file may say ``like: OTHER.yaml``: it then has that one's values where it has none of its own. Every fault of a file
-is reported at once, with its key and what is allowed.
+is reported at once, with its key and what is allowed. Nothing here imports torch, so that a slip of the pen is told
+within a second.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ..data.messages import unknown
+from .base import Hparams
 
 _FOLDER = Path(__file__).parent
 _SHOWN = 200  # characters of a value in a message
@@ -23,8 +31,72 @@ class HparamsError(ValueError):
     """A hyper-parameter file that cannot be used; the message names file, keys and remedy."""
 
 
+def methods() -> list[str]:
+    """The names of all methods.
+
+    Returns:
+        Those that have a module here, in order.
+
+    Example:
+        >>> "lora" in methods()
+        True
+    """
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+
+
+def kind(editor: str) -> type[Hparams]:
+    """The class of a method's hyper-parameters.
+
+    Args:
+        editor: the name of a method.
+
+    Returns:
+        The class of the method's module here that is called as the method is.
+
+    Raises:
+        HparamsError: an unknown method; the message names those there are.
+
+    Example:
+        >>> kind("lora").__name__
+        'LoRAHparams'
+    """
+    if editor not in methods():
+        raise HparamsError(unknown("editor", editor, methods()))
+    members = vars(importlib.import_module(f"{__name__}.{editor}"))
+    (name,) = (name for name in members if name.lower() == f"{editor}hparams")
+    found: type[Hparams] = members[name]
+    return found
+
+
+def settings(editor: str, preset: str, overrides: Mapping[str, object] | None = None) -> Hparams:
+    """A method's hyper-parameters.
+
+    Args:
+        editor: the name of a method.
+        preset: a YAML file, or the name of a preset of the method, with or without ".yaml".
+        overrides: values in place of the file's.
+
+    Returns:
+        What was read and found valid.
+
+    Raises:
+        HparamsError: an unknown method or preset, or faulty values; the message lists every fault.
+
+    Example:
+        >>> settings("lora", "smollm2", {"lr": 2e-3}).lr
+        0.002
+    """
+    return read(kind(editor), editor, preset, overrides or {})
+
+
 def presets(editor: str) -> list[str]:
     """Names of the presets that come with an editor.
+
+    Args:
+        editor: the name of a method, or of what methods are trained for ("classification").
+
+    Returns:
+        File names, in order; none where nothing is called so.
 
     Example:
         >>> "smollm2.yaml" in presets("lora")
@@ -34,7 +106,22 @@ def presets(editor: str) -> list[str]:
 
 
 def find(editor: str, name: str) -> Path:
-    """The file that ``name`` means: a path, or a preset of the editor. Raises HparamsError."""
+    """The file that a name means.
+
+    Args:
+        editor: whose presets are looked through.
+        name: a path, or a preset of the editor, with or without ".yaml".
+
+    Returns:
+        The file.
+
+    Raises:
+        HparamsError: there is none; the message names the presets.
+
+    Example:
+        >>> find("lora", "smollm2").name
+        'smollm2.yaml'
+    """
     # A name's own ending is not cut off: "gpt2.xl" is not "gpt2".
     preset = _FOLDER / editor / (name if name.endswith(".yaml") else f"{name}.yaml")
     try:
@@ -49,7 +136,7 @@ def find(editor: str, name: str) -> Path:
     )
 
 
-def read(cls: type[M], folder: str, name: str, overrides: Mapping[str, Any]) -> M:
+def read(cls: type[M], folder: str, name: str, overrides: Mapping[str, object]) -> M:
     """Hyper-parameters from a YAML file.
 
     Args:
@@ -58,8 +145,15 @@ def read(cls: type[M], folder: str, name: str, overrides: Mapping[str, Any]) -> 
         name: a file, or the name of a preset in ``folder``, with or without ".yaml".
         overrides: values in place of the file's.
 
+    Returns:
+        What was read and found valid.
+
     Raises:
         HparamsError: no such file, or one with faults; the message lists them all.
+
+    Example:
+        >>> read(kind("lora"), "lora", "smollm2", {"rank": 8}).rank
+        8
     """
     source = find(folder, name)
     values = _values(source)
@@ -68,7 +162,7 @@ def read(cls: type[M], folder: str, name: str, overrides: Mapping[str, Any]) -> 
     return validated(cls, values | dict(overrides), str(source))
 
 
-def _values(source: Path) -> dict[str, Any]:
+def _values(source: Path) -> dict[str, object]:
     """What a file says."""
     try:
         values = yaml.safe_load(source.read_text(encoding="utf-8"))
@@ -81,8 +175,17 @@ def _values(source: Path) -> dict[str, Any]:
     return values
 
 
-def parsed(texts: Iterable[str]) -> dict[str, Any]:
-    """``key=value`` texts, the values written as in YAML, as a dictionary. Raises HparamsError.
+def parsed(texts: Iterable[str]) -> dict[str, object]:
+    """``key=value`` texts, the values written as in YAML, as a dictionary.
+
+    Args:
+        texts: what follows each ``--set``.
+
+    Returns:
+        Values by key.
+
+    Raises:
+        HparamsError: a text without a key, or a value that is no YAML.
 
     Example:
         >>> parsed(["lr=1e-3", "layers=[1, 2]"])
@@ -91,8 +194,26 @@ def parsed(texts: Iterable[str]) -> dict[str, Any]:
     return dict(map(_override, texts))
 
 
-def validated(cls: type[M], values: Mapping[str, Any], source: str) -> M:
-    """The values as hyper-parameters, or one HparamsError that lists every fault."""
+def validated(cls: type[M], values: Mapping[str, object], source: str) -> M:
+    """Values as hyper-parameters.
+
+    Args:
+        cls: what they are validated as.
+        values: by key.
+        source: where they are from, for the message.
+
+    Returns:
+        An object of the class.
+
+    Raises:
+        HparamsError: there are faults; the message lists all of them.
+
+    Example:
+        >>> validated(kind("lora"), {"lr": "abc"}, "mine.yaml")
+        Traceback (most recent call last):
+        ...
+        loredit.hparams.HparamsError: mine.yaml: 6 fault(s)...
+    """
     try:
         return cls.model_validate(values)
     except ValidationError as error:
@@ -100,7 +221,7 @@ def validated(cls: type[M], values: Mapping[str, Any], source: str) -> M:
         raise HparamsError("\n  ".join([f"{source}: {len(faults)} fault(s)", *faults])) from None
 
 
-def _override(text: str) -> tuple[str, Any]:
+def _override(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals:
         raise HparamsError(f"--set {text!r}: expected key=value, for example --set lr=1e-3")
@@ -112,7 +233,7 @@ def _override(text: str) -> tuple[str, Any]:
         ) from None
 
 
-def _fault(cls: type[BaseModel], error: Mapping[str, Any]) -> str:
+def _fault(cls: type[BaseModel], error: ErrorDetails) -> str:
     key = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         return f"{key}: unknown; there are {', '.join(cls.model_fields)}"

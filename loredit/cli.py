@@ -8,6 +8,8 @@ from .commands.ability import HELP as ABILITY
 from .commands.ability import ability
 from .commands.apply import apply
 from .commands.ask import ask, chat
+from .commands.bench import HELP as BENCH
+from .commands.bench import bench
 from .commands.classify import HELP as CLASSIFY
 from .commands.classify import classify
 from .commands.edits import export, merge, remove
@@ -60,6 +62,10 @@ Find values for another model; they become a preset.
   loredit tune my-model.yaml --editor roselora --model path/to/model --data facts.json
 
 \b
+The same on several benchmark sets, in one table.
+  loredit bench --editor lora --hparams smollm2-general.yaml --data DIR
+
+\b
 Write a run's page again; put runs side by side, case by case.
   loredit report results/roselora-smollm2-001
   loredit compare results/lora-smollm2-001 results/roselora-smollm2-001
@@ -83,6 +89,7 @@ for command in (apply, add, update, remove, show, ask, chat, calibrate, merge, e
 app.command(help=RUN)(run)
 app.command(help=SWEEP)(sweep)
 app.command()(tune)
+app.command(help=BENCH)(bench)
 app.command()(report)
 app.command()(compare)
 app.command(help=CLASSIFY)(classify)

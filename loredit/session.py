@@ -148,8 +148,8 @@ class Session:
     def _learned(self, store: EditStore, route: Route) -> bool | None:
         if route.fact is None:
             return None
-        place = store.facts[route.edit].index(route.fact)
-        return store.outcomes[route.edit].learned(place)
+        fact = store.facts[route.edit].index(route.fact)
+        return store.outcomes[route.edit].learned(fact)
 
     def _ids(self, prompt: str, chat: bool) -> Sequence[int]:
         if not chat:

@@ -125,22 +125,22 @@ FAULTS = (
     Fault(
         "optimizer state of the wrong edits is kept",
         LOOP,
-        "self.adam.take(torch.tensor(left, device=device))",
-        "self.adam.take(torch.arange(len(left), device=device))",
+        "self.adam.take(torch.tensor(left, device=self.patch.seeds.device))",
+        "self.adam.take(torch.arange(len(left), device=self.patch.seeds.device))",
         (STOPPING,),
     ),
     Fault(
         "replayed states of the wrong rows are kept",
         LOOP,
-        "self._hidden = self._hidden[rows, : self._batch.ids.shape[1]]",
-        "self._hidden = self._hidden[: len(rows), : self._batch.ids.shape[1]]",
+        "self._hidden = self._hidden[rows, :width]",
+        "self._hidden = self._hidden[: len(rows), :width]",
         (STOPPING,),
     ),
     Fault(
         "predictions to hold of the wrong rows are kept",
         LOOP,
-        "self._unedited = self._unedited[held]",
-        "self._unedited = self._unedited[: int(held.sum())]",
+        "self._said = self._said[self._tensor(said)]",
+        "self._said = self._said[: len(said)]",
         (f"{LEAVING}[gpt2, last, left1]",),
     ),
     Fault(
@@ -148,13 +148,20 @@ FAULTS = (
         LOOP,
         "worst = self._batch.table(nll.detach()).amax(1).masked_fill(self._anchor, 0.0)",
         "worst = self._batch.table(nll.detach()).amax(1)",
-        (STOPPING,),
+        ("engine/training/test_loop.py::test_predictions_that_are_to_stay_need_not_be_sure",),
+    ),
+    Fault(
+        "stopping measured with dropout on",
+        LOOP,
+        "if rows.dropped and self.method.hparams.sure is not None:",
+        "if rows.dropped and self.method.hparams.sure is None:",
+        ("engine/training/test_loop.py::test_an_edit_stops_as_soon_as_it_is_sure_without_dropout[gpt2, sure]",),
     ),
     Fault(
         "KL the other way round",
         LOOP,
-        "F.kl_div(log_q, self._unedited, ",
-        "F.kl_div(self._unedited, log_q, ",
+        "F.kl_div(log_q, self._said, ",
+        "F.kl_div(self._said, log_q, ",
         (LOSS,),
     ),
     Fault(
@@ -245,7 +252,7 @@ FAULTS = (
     Fault(
         "a default of transformers is another model",
         "engine/model/identity.py",
-        "used = {key: value for key in _ARCHITECTURE if (value := config.get(key)) is not None}",
+        "used = {key: value for key in known if (value := rope.get(key, config.get(key))) is not None}",
         "used = config",
         ("engine/model/test_identity.py::test_a_default_that_transformers_adds_changes_nothing[gpt2]",),
     ),
@@ -510,8 +517,8 @@ FAULTS = (
     Fault(
         "positions count the left padding",
         GENERATION,
-        "places = (mask.cumsum(1) - 1).clamp(min=0)",
-        "places = torch.arange(ids.shape[1]).expand_as(ids)",
+        "positions = (mask.cumsum(1) - 1).clamp(min=0)",
+        "positions = torch.arange(ids.shape[1]).expand_as(ids)",
         ("engine/model/test_generation.py::test_generation_with_left_padding_is_greedy_decoding_alone[gpt2]",),
     ),
     Fault(

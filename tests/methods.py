@@ -34,6 +34,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "ultraedit": _SITES | {"lr": 0.02, "contexts": 2},
 }
 
+TRAINED = [name for name in METHODS if issubclass(editors.find(name), editors.TrainedEditor)]
+"""Those that can be trained on many examples, too."""
+
 # Schedules that are given in steps, fitted to the number of them.
 SCHEDULES: dict[str, Callable[[int], dict[str, Any]]] = {
     "adalora": lambda n: {"target_r": 2, "tinit": 1, "tfinal": n // 2} if n > 3 else {"target_r": 4},

@@ -208,7 +208,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of token ids padded on the right, and the N places whose next token is wanted.
+    """Rows of token ids padded on the right, and the N positions whose next token is wanted.
 
     Right padding needs no attention mask under causal attention: no real token comes after a padded one.
     """
@@ -222,8 +222,8 @@ class Batch:
     @classmethod
     def of(cls, rows: Sequence[Encoded], device: torch.device | str) -> Batch:
         ids, _ = padded([row.ids for row in rows], device)
-        places = [(r, row.start - 1 + k) for r, row in enumerate(rows) for k in range(len(row.wanted))]
-        row, position = torch.tensor(places, device=device).unbind(1)
+        wanted = [(r, row.start - 1 + k) for r, row in enumerate(rows) for k in range(len(row.wanted))]
+        row, position = torch.tensor(wanted, device=device).unbind(1)
         labels = torch.tensor([token for encoded in rows for token in encoded.wanted], device=device)
         marks = torch.tensor([[r, row.mark] for r, row in enumerate(rows) if row.mark is not None], device=device)
         marked, mark = marks.long().view(-1, 2).unbind(1)

@@ -60,7 +60,7 @@ def continuations(
     out: list[list[int]] = [[] for _ in prompts]
     running, finished = list(range(len(prompts))), set[int]()
     ids, mask = padded(prompts, model.device, left=True)
-    places = (mask.cumsum(1) - 1).clamp(min=0)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
     last = head_sees(model, lambda hidden: hidden[:, -1:])
     with frozen(model), plain_attention(model), last, ExitStack() as attached:
@@ -68,7 +68,7 @@ def continuations(
         for step in range(tokens):
             full = False  # a row has filled the context: another token of it would be at a position that there is not
             logits = model(
-                input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
             ).logits[:, 0]
             chosen = choose(logits, running, step)
             for row, token in zip(running, chosen.tolist(), strict=True):
@@ -90,7 +90,7 @@ def continuations(
                 attached.close()
                 attached.enter_context(attach(running))
             mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=1)
-            ids, places = chosen[:, None], mask.sum(1, keepdim=True) - 1
+            ids, positions = chosen[:, None], mask.sum(1, keepdim=True) - 1
     return out
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -14,19 +13,19 @@ from torch.utils.hooks import RemovableHandle
 class EditHook:
     """A forward hook through which an edit works. Those that passes need for themselves are plain functions."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., object]) -> None:
         self._function = function
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         return self._function(*args, **kwargs)
 
 
-def before(module: nn.Module, function: Callable[..., Any]) -> RemovableHandle:
+def before(module: nn.Module, function: Callable[..., object]) -> RemovableHandle:
     """Run ``function(module, args, kwargs)`` before the module; it may return other arguments, as a pair."""
     return module.register_forward_pre_hook(EditHook(function), with_kwargs=True)
 
 
-def after(module: nn.Module, function: Callable[..., Any]) -> RemovableHandle:
+def after(module: nn.Module, function: Callable[..., object]) -> RemovableHandle:
     """Run ``function(module, args, output)`` after the module; what it returns is the module's output."""
     return module.register_forward_hook(EditHook(function))
 

@@ -34,7 +34,7 @@ def inputs_at(
     model: PreTrainedModel,
     site: Site,
     texts: Sequence[Sequence[int]],
-    places: Sequence[int],
+    positions: Sequence[int],
     attach: Attach = lambda rows: nullcontext(),
 ) -> Tensor:
     """What a site gets at one token of each text.
@@ -42,8 +42,8 @@ def inputs_at(
     Args:
         model: any known family.
         site: the linear map.
-        texts: token ids; what stands behind a text's place is not run.
-        places: a position in each text.
+        texts: token ids; what stands behind a text's position is not run.
+        positions: one in each text.
         attach: given the indices of texts that are computed at once, attaches the edits that belong to them.
 
     Returns:
@@ -52,13 +52,13 @@ def inputs_at(
     Example:
         >>> keys = inputs_at(model, site, [(464, 3139, 286, 4881)], [3])  # doctest: +SKIP
     """
-    return states_at(model, texts, places, inputs=[model.get_submodule(site.name)], attach=attach)[0]
+    return states_at(model, texts, positions, inputs=[model.get_submodule(site.name)], attach=attach)[0]
 
 
 def states_at(
     model: PreTrainedModel,
     texts: Sequence[Sequence[int]],
-    places: Sequence[int],
+    positions: Sequence[int],
     *,
     inputs: Sequence[nn.Module] = (),
     outputs: Sequence[nn.Module] = (),
@@ -66,13 +66,13 @@ def states_at(
 ) -> list[Tensor]:
     """As :func:`inputs_at`, of several modules: what the modules of ``inputs`` get, then what those of ``outputs``
     give, (N, width) each."""
-    cut = [tuple(text[: place + 1]) for text, place in zip(texts, places, strict=True)]
+    cut = [tuple(text[: position + 1]) for text, position in zip(texts, positions, strict=True)]
     order = sorted(range(len(cut)), key=lambda i: len(cut[i]))
     parts: list[list[Tensor]] = []
     with frozen(model):
         for rows in chunks(order, [len(cut[i]) for i in order], _TOKENS.on(model.device)):
             ids, _ = padded([cut[i] for i in rows], model.device)
-            last = torch.tensor([places[i] for i in rows], device=model.device)
+            last = torch.tensor([positions[i] for i in rows], device=model.device)
             with attach(rows):
                 states = seen(model, ids, inputs=inputs, outputs=outputs)
             parts.append([t[torch.arange(len(rows), device=model.device), last] for t in states])
@@ -95,7 +95,7 @@ def gradients_at(
     rows: Sequence[Encoded],
     attach: Attach = lambda rows: nullcontext(),
 ) -> Gradients:
-    """What sites get, and how the loss depends on what they give, at the places that predict the answers' tokens.
+    """What sites get, and how the loss depends on what they give, at the tokens that predict the answers' tokens.
 
     Args:
         model: any known family.
@@ -119,9 +119,9 @@ def gradients_at(
             )
             loss = batch.table(nll).sum(1) / batch.table.counts
             asked = torch.autograd.grad(loss.sum(), [y for _, y in tape])
-            places = batch.at[0] * batch.ids.shape[1] + batch.at[1]
-            inputs.append([x.flatten(0, -2)[places] for x, _ in tape])
-            gradients.append([g.flatten(0, -2)[places] for g in asked])
+            at = batch.at[0] * batch.ids.shape[1] + batch.at[1]
+            inputs.append([x.flatten(0, -2)[at] for x, _ in tape])
+            gradients.append([g.flatten(0, -2)[at] for g in asked])
             owners.append(torch.tensor(part, device=model.device)[batch.at[0]])
             losses.append(loss.detach())
     owner = torch.cat(owners)

@@ -53,15 +53,22 @@ def load(
         labels: None for a causal LM, else the outputs of a sequence-classification head, which is random where the
             model has none.
 
+    Returns:
+        The two; the tokenizer has a pad token.
+
     Raises:
         ModelError: the name leads to no model, or to one that is incomplete; never another model in silence.
+
+    Example:
+        >>> load("smollm2-135m", dtype="float32").model.config.num_hidden_layers  # doctest: +SKIP
+        30
     """
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
     folder = folder_of(name)
     check(name, folder)
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    auto: Any = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
+    options: dict[str, bool] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    auto = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
     size = {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}  # of another task's head
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
@@ -102,7 +109,7 @@ def load_encoder(name: str, *, device: str = "auto") -> LoadedModel:
     check(name, folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        loaded: Any = AutoModel.from_pretrained(
+        loaded = AutoModel.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, local_files_only=True
         )
     except Exception as error:  # as in load
@@ -142,6 +149,6 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         # Older torch cannot say; then float32 is the safe answer.
-        has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
     return False

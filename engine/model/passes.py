@@ -51,20 +51,20 @@ def head_sees(model: PreTrainedModel, select: Callable[[Tensor], Tensor]) -> Ite
 
 
 def logits_at(model: PreTrainedModel, ids: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:
-    """(R, T) ids, N places (row, position) -> (N, V) logits."""
+    """(R, T) ids, N predictions (row, position) -> (N, V) logits."""
     with _last_maps_at(model, at[0] * ids.shape[1] + at[1]), head_sees(model, lambda hidden: hidden[at].unsqueeze(0)):
         return model(input_ids=ids, use_cache=False).logits.squeeze(0)
 
 
 @contextmanager
-def _last_maps_at(model: PreTrainedModel, places: Tensor) -> Iterator[None]:
-    """The last block's linear maps give zero but at these places, row * T + position; only its keys and values are
+def _last_maps_at(model: PreTrainedModel, at: Tensor) -> Iterator[None]:
+    """The last block's linear maps give zero but at these tokens, row * T + position; only its keys and values are
     seen from others."""
 
     def at_places(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def mapped(x: Tensor) -> Tensor:
-            y = forward(x.flatten(0, -2).index_select(0, places))
-            return y.new_zeros(x[..., 0].numel(), y.shape[-1]).index_copy_(0, places, y).view(*x.shape[:-1], -1)
+            y = forward(x.flatten(0, -2).index_select(0, at))
+            return y.new_zeros(x[..., 0].numel(), y.shape[-1]).index_copy_(0, at, y).view(*x.shape[:-1], -1)
 
         return mapped
 
@@ -143,25 +143,25 @@ def seen(
     """
     found: dict[int, Tensor] = {}
 
-    def note(place: int, value: Tensor) -> None:
-        found[place] = value.reshape(*ids.shape, -1)  # OPT's MLP has rows and tokens in one axis
+    def note(i: int, value: Tensor) -> None:
+        found[i] = value.reshape(*ids.shape, -1)  # OPT's MLP has rows and tokens in one axis
         if len(found) == len(inputs) + len(outputs):
             raise _Reached
 
-    def entered(place: int) -> Callable[..., None]:
-        return lambda _, args: note(place, args[0])
+    def entered(i: int) -> Callable[..., None]:
+        return lambda _, args: note(i, args[0])
 
-    def left(place: int) -> Callable[..., None]:
-        return lambda _, args, output: note(place, output[0] if isinstance(output, tuple) else output)
+    def left(i: int) -> Callable[..., None]:
+        return lambda _, args, output: note(i, output[0] if isinstance(output, tuple) else output)
 
     with ExitStack() as stack:
-        for place, module in enumerate(inputs):
-            stack.callback(module.register_forward_pre_hook(entered(place)).remove)
-        for place, module in enumerate(outputs, len(inputs)):
-            stack.callback(module.register_forward_hook(left(place)).remove)
+        for i, module in enumerate(inputs):
+            stack.callback(module.register_forward_pre_hook(entered(i)).remove)
+        for i, module in enumerate(outputs, len(inputs)):
+            stack.callback(module.register_forward_hook(left(i)).remove)
         with suppress(_Reached):
             model(input_ids=ids, use_cache=False)
-    return [found[place] for place in range(len(found))]
+    return [found[i] for i in range(len(found))]
 
 
 @contextmanager
@@ -171,19 +171,19 @@ def taped(modules: Sequence[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor]]]
     seen: dict[int, tuple[Tensor, Tensor]] = {}
     tape: list[tuple[Tensor, Tensor]] = []
 
-    def note(place: int) -> Callable[..., None]:
+    def note(i: int) -> Callable[..., None]:
         def noted(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if not output.requires_grad:  # nothing below it does, in a frozen model
                 output.requires_grad_()
-            seen[place] = args[0].detach(), output
+            seen[i] = args[0].detach(), output
 
         return noted
 
     with ExitStack() as stack:
-        for place, module in enumerate(modules):
-            stack.callback(module.register_forward_hook(note(place)).remove)
+        for i, module in enumerate(modules):
+            stack.callback(module.register_forward_hook(note(i)).remove)
         yield tape
-        tape += [seen[place] for place in range(len(modules))]
+        tape += [seen[i] for i in range(len(modules))]
 
 
 @contextmanager

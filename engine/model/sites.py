@@ -1,18 +1,15 @@
-"""Sites: the places of a model where a patch sits, named by role, so that one YAML fits every family."""
+"""Sites: the linear maps of a model where a patch sits, named by role, so that one YAML fits every family."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ...data.messages import listed
-
-Role = Literal["query", "key", "value", "qkv", "attention_output", "mlp_up", "mlp_gate", "mlp_down"]
 
 # Where the blocks of a family are, and what each role is called inside a block. Keys are transformers' `model_type`.
 # A role that a family does not have (a gate in GPT-2) is absent; "qkv" is all three, whether fused or not.
@@ -177,10 +174,6 @@ _IN_A_TUPLE = ("gpt_neo", "gptj", "falcon", "bloom")
 """Families whose blocks return their hidden states in a tuple, the others return them bare."""
 
 
-SHARES = r"^[01]?\.\d+-[01]?\.\d+$"
-"""How a range of blocks is written whose ends are shares of a model's depth, each with a point in it."""
-
-
 class SiteError(ValueError):
     """The model has no such site, layer or family; the message lists what it has."""
 
@@ -229,7 +222,7 @@ def sites(model: nn.Module, roles: Sequence[str], layers: str | Iterable[int] = 
             role_of.setdefault(ending, role)
     found = [(f"{path}.{layer}.{ending}", layer, role) for layer in chosen for ending, role in role_of.items()]
     shapes = [weight_shape(model.get_submodule(name)) for name, _, _ in found]
-    return [Site(*place, inputs, outputs) for place, (outputs, inputs) in zip(found, shapes, strict=True)]
+    return [Site(*named, inputs, outputs) for named, (outputs, inputs) in zip(found, shapes, strict=True)]
 
 
 def within(layers: str, depth: int) -> list[int]:
@@ -276,7 +269,7 @@ def weight_norm(module: nn.Module) -> float:
 
 
 def transposed(module: nn.Module) -> bool:
-    """Does this module keep its weight as (I, O)? The one place where Conv1D and Linear are told apart.
+    """Does this module hold its weight as (I, O)? Here alone Conv1D and Linear are told apart.
 
     Raises SiteError for any other kind of map (quantized, cut over devices): its weight is no plain matrix.
     """

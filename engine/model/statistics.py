@@ -1,7 +1,7 @@
 r"""Second moments of what sites get over a text, :math:`C = E[k k^T]` (uncentred), and the whitening that follows.
 
 Sums are taken in float64, over windows of text that are run side by side, and only up to the highest site that is
-asked for. They are kept in loredit's cache under the model's identity, the site, the text and the number of tokens.
+asked for. They are stored in loredit's cache under the model's identity, the site, the text and the number of tokens.
 About ten times as many tokens as a site is wide give the score of a hundred times as many
 (https://arxiv.org/abs/2506.04226).
 
@@ -159,9 +159,9 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, path: Path, most: int) -> list[i
     return ids
 
 
-def _sampled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: int, kept: Path) -> Tensor:
-    """Tokens of the model's own texts, each as long as a window; from the file ``kept``, if there is one."""
-    if (known := _read(kept)) is not None:
+def _sampled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: int, file: Path) -> Tensor:
+    """Tokens of the model's own texts, each as long as a window; from ``file``, if there is one."""
+    if (known := _read(file)) is not None:
         return known
     window = _window(model)
     begun = [tokenizer(text)["input_ids"] for text in _BEGINNINGS]
@@ -179,7 +179,7 @@ def _sampled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens:
             new = continuations(model, part, tokens=window, context=window, choose=choose, progress=told)
             texts[i : i + most] = [[*start, *rest] for start, rest in zip(part, new, strict=True)]
     found = torch.tensor(texts).flatten()[:tokens]
-    _write(kept, found)
+    _write(file, found)
     return found
 
 

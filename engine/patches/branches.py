@@ -78,8 +78,8 @@ class LowRankBranch(WeightBranch):
         return alpha / max(len(a), 1) * ((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt()
 
 
-B = TypeVar("B", bound=Branch)
-W = TypeVar("W", bound=WeightBranch)
+B = TypeVar("B", bound=Branch, covariant=True)
+W = TypeVar("W", bound=WeightBranch, covariant=True)
 
 
 class Whitening:
@@ -137,7 +137,7 @@ class SitePatch(Patch, Generic[B]):
         if self.training:
             rows.keys = self._keys(rows)
 
-        def hook(i: int, branch: B) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def hook(i: int, branch: Branch) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
             def changed(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
                 # Some models flatten rows and tokens into one axis before a linear map (OPT's MLP).
                 x, y = (t.reshape(len(rows), -1, t.shape[-1]) for t in (args[0], output))

@@ -35,7 +35,7 @@ def prepended(model: PreTrainedModel, kv: Iterable[Iterable[Tensor]], seen: Tens
         ids = (
             kwargs["inputs_embeds"] if ids is None else ids
         )  # (R, T) or (R, T, d): rows and tokens are all that is read
-        cache, mask, places = (kwargs.get(key) for key in ("past_key_values", "attention_mask", "position_ids"))
+        cache, mask, positions = (kwargs.get(key) for key in ("past_key_values", "attention_mask", "position_ids"))
         cache = DynamicCache(config=model.config) if cache is None else cache
         past = cache.get_seq_length()
         if not past:  # a new text; else the prefix is already there
@@ -44,11 +44,11 @@ def prepended(model: PreTrainedModel, kv: Iterable[Iterable[Tensor]], seen: Tens
             past = length
         tokens = past - length + ids.shape[1]
         mask = seen.new_ones(len(ids), tokens) if mask is None else mask
-        places = torch.arange(tokens - ids.shape[1], tokens, device=ids.device) if places is None else places
+        positions = torch.arange(tokens - ids.shape[1], tokens, device=ids.device) if positions is None else positions
         return args, kwargs | {
             "past_key_values": cache,
             "attention_mask": torch.cat([seen.expand(len(ids), length), mask], 1),
-            "position_ids": places + seen.sum(1, keepdim=True),
+            "position_ids": positions + seen.sum(1, keepdim=True),
         }
 
     handle = before(model, prepend)
@@ -76,10 +76,10 @@ class Behind:
         """All layers' keys and values, of one pass."""
         ids, seen = padded(beginnings, model.device, left=True)
         cache = DynamicCache(config=model.config)
-        places = (seen.cumsum(1) - 1).clamp(min=0)
+        positions = (seen.cumsum(1) - 1).clamp(min=0)
         body = model.base_model
         with frozen(model):
-            body(input_ids=ids, attention_mask=seen, position_ids=places, past_key_values=cache, use_cache=True)
+            body(input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True)
         return cls(model, seen, [(layer.keys, layer.values) for layer in cache.layers])  # type: ignore[union-attr, misc]
 
     def above(self, first: int) -> Behind:

@@ -22,7 +22,7 @@ class Rows:
     """Row r of a batch is computed with edit ``edits[r]``; -1 leaves the row unedited.
 
     Where every edit has the same number of neighbouring rows (training, generation), the rows of an edit are folded
-    into one matrix and no parameter is copied. Otherwise parameters are gathered once per row and kept for as long
+    into one matrix and no parameter is copied. Otherwise parameters are gathered once per row, for as long
     as this object lives, which is one forward pass in training and one whole generation in evaluation.
 
     ``marks``: row and position of tokens of interest (:class:`~..model.encoding.Batch`), for patches that need them.
@@ -42,6 +42,7 @@ class Rows:
         self.folded = not rest and self.edits == [e for e in range(n_edits) for _ in range(each)]
         self.each = each
         self.keys: Tensor | None = None  # (R,) int32, set while training: what each row's dropout masks derive from
+        self.dropped = False  # whether dropout was on in what they were computed with
         self._device = device
         self._index: Tensor | None = None
         self._taken: dict[tuple[int, torch.dtype, bool], tuple[Tensor, Tensor]] = {}
@@ -71,9 +72,12 @@ class Rows:
         counts: dict[int, count[int]] = defaultdict(count)
         return torch.tensor([next(counts[e]) for e in self.edits], device=self._device)
 
-    def dropout(self, x: Tensor, p: float, place: int) -> Tensor:
-        """(R, T, I) with the share ``p`` of its numbers dropped while training; ``place`` tells sites apart."""
-        return x if self.keys is None or not p else dropout(x, p, mixed(self.keys + place))
+    def dropout(self, x: Tensor, p: float, salt: int) -> Tensor:
+        """(R, T, I) with the share ``p`` of its numbers dropped while training; ``salt`` tells sites apart."""
+        if self.keys is None or not p:
+            return x
+        self.dropped = True
+        return dropout(x, p, mixed(self.keys + salt))
 
     def per_row(self, parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """(E, ...) -> (R, ...): each row's own copy of a parameter."""

@@ -1,9 +1,9 @@
-r"""Changes of weights that were solved for, kept as factors, with the keys of what was learned before.
+r"""Changes of weights that were solved for, as factors, with the keys of what was learned before.
 
 .. math::  W + B A, \qquad A \in R^{r \times I},\ B \in R^{O \times r}
 
 Each update adds its factors beside the earlier ones; once there are more than the change can have directions, they
-become one dense change. ``keys`` are kept as rows whose products sum to :math:`K K^T`, at most I of them, so that a
+become one dense change. ``keys`` are rows whose products sum to :math:`K K^T`, at most I of them, so that a
 later update can leave earlier facts alone.
 
 Shapes: E edits, r factors, m keys, R rows of a batch, T tokens, I/O a site's input/output width.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..model.sites import Site
 from ..shapes import fitted
 from .branches import Factors, LowRankBranch, WeightSitePatch
-from .patch import Patch
+from .patch import Patch, Report
 from .rows import Rows
 
 
@@ -75,11 +75,11 @@ class Solved(LowRankBranch):
 
 def _used(a: Tensor, b: Tensor) -> int:
     """How many of the factors are not zero in all edits, counted to the last that is not."""
-    places = (a.any(2) | b.any(1)).any(0).nonzero()
-    return int(places.max()) + 1 if len(places) else 0
+    used = (a.any(2) | b.any(1)).any(0).nonzero()
+    return int(used.max()) + 1 if len(used) else 0
 
 
-B = TypeVar("B", bound=Solved)
+B = TypeVar("B", bound=Solved, covariant=True)
 
 
 class SolvedPatch(WeightSitePatch[B]):
@@ -87,7 +87,7 @@ class SolvedPatch(WeightSitePatch[B]):
 
     resizes = True
 
-    def report(self, edit: int) -> dict[str, Any]:
+    def report(self, edit: int) -> Report:
         """``ranks``: how many factors the change has, by site."""
         return {"ranks": {site.name: branch.factors(edit).rank for site, branch in self.items()}}
 

@@ -47,7 +47,7 @@ class Manifest(BaseModel):
 
     format: Literal[1] = 1
     editor: str
-    hparams: dict[str, Any]
+    hparams: dict[str, object]
     seed: int
     base_model: str
     """Content hash of the config and the weights that the edits were trained on, in ``dtype``."""
@@ -108,10 +108,10 @@ def remove(folder: Path, case_id: str) -> None:
     )
     owners = [e for e, facts in enumerate(manifest.facts) for _ in facts]
     others = [f for f, owner in enumerate(owners) if owner != edit]
-    kept = {
+    tensors = {
         name: t if name in _OF_NONE else taken(t, others if name in _OF_FACTS else rest) for name, t in stored.items()
     }
-    write(folder, left, kept)
+    write(folder, left, tensors)
 
 
 def write(folder: Path, manifest: Manifest, tensors: Mapping[str, Stored]) -> None:

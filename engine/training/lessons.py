@@ -19,9 +19,9 @@ from ...data.facts import Fact
 from ...data.relations import other_relations
 from ...data.subjects import kind_of, pool
 from ...data.wordings import question
+from ...hparams.base import Hparams, StepHparams, TrainedHparams, WeightHparams
 from ..model.encoding import Encoded, Encoder, Prompt, Span
 from ..seeds import seed_of
-from ..settings import Hparams, StepHparams, TrainedHparams, WeightHparams
 
 NO_SUBJECT = "no subject is given, so nothing that the model says about it was held (kl_prompts)"
 NOT_IN_PROMPT = "the subject is not in the prompt, so no other one was held in its place (hold_subjects)"

@@ -71,9 +71,9 @@ def train(
             ended.append((work.edits, work.patch.finished(range(len(work.edits)))))
     if lost := [e for e, outcome in outcomes.items() if outcome.error]:
         ended.append((lost, method.untrained([int(patch.seeds[e]) for e in lost])))
-    place = {e: i for i, e in enumerate(e for edits, _ in ended for e in edits)}  # a lost edit's second place counts
+    at = {e: i for i, e in enumerate(e for edits, _ in ended for e in edits)}  # of a lost edit the second one counts
     every = Patch.concatenated([part for _, part in ended])
-    return every.take([place[e] for e in range(len(lessons))]), [outcomes[e] for e in range(len(lessons))]
+    return every.take([at[e] for e in range(len(lessons))]), [outcomes[e] for e in range(len(lessons))]
 
 
 class Work:
@@ -103,15 +103,17 @@ class Work:
         are so sure of all of their target tokens; what they hold stays in it."""
         if self._draws:
             self._lay_out()
-        rows = Rows(self._owner, len(self.edits), self.patch.seeds.device, self._batch.marks)
-        with run_behind(self._begun), self.patch.attached(self.method.model, rows):
-            logits = logits_of(self.method.model, self.patch.first_layer, self._hidden, self._batch)
+        rows = self._attached_rows()
+        logits = self._logits(rows)
         cost = nll = F.cross_entropy(logits, self._batch.labels, reduction="none")
         if len(self._held):
             # KL(p || q) = sum p (log p - log q), on the predictions that are to stay.
             log_q = logits[self._held].log_softmax(-1)
             cost = nll.index_put((self._held,), F.kl_div(log_q, self._said, reduction="none", log_target=True).sum(-1))
         of_row = self._batch.table(cost).sum(1) / self._batch.table.counts
+        if rows.dropped and self.method.hparams.sure is not None:
+            logits = self._without_dropout()
+            nll = F.cross_entropy(logits, self._batch.labels, reduction="none")
         worst = self._batch.table(nll.detach()).amax(1).masked_fill(self._anchor, 0.0)
         if self.method.hparams.stop_at_rank_1:
             beaten = self._batch.table((logits.argmax(-1) != self._batch.labels).to(nll.dtype)).amax(1)
@@ -178,10 +180,26 @@ class Work:
         self._weights = torch.tensor(weights, dtype=self._precision, device=device)
         self._anchor = torch.tensor([i >= n for n, m in counts for i in range(n + m)], device=device)
         self._held = self._anchor[self._batch.at[0]].nonzero().flatten()
-        self._chosen = self._unedited.places(self._drawn)
+        self._chosen = self._unedited.rows_of(self._drawn)
         self._hidden = self._unedited.hidden_of(self._chosen, self._batch.ids.shape[1])
         self._begun = self._unedited.begun(self._chosen)
         self._said = self._unedited.said_after(self._chosen)
+
+    def _attached_rows(self) -> Rows:
+        return Rows(self._owner, len(self.edits), self.patch.seeds.device, self._batch.marks)
+
+    def _logits(self, rows: Rows) -> Tensor:
+        """(N, V), of the edits as they are."""
+        with run_behind(self._begun), self.patch.attached(self.method.model, rows):
+            return logits_of(self.method.model, self.patch.first_layer, self._hidden, self._batch)
+
+    @torch.no_grad()
+    def _without_dropout(self) -> Tensor:
+        """(N, V), of the edits as they will be used: whether one is sure must not hang on what a mask leaves of it."""
+        self.patch.eval()
+        logits = self._logits(self._attached_rows())
+        self.patch.train()
+        return logits
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.patch.named_parameters())
@@ -213,7 +231,7 @@ class Unedited:
             len(rows), dtype=torch.promote_types(torch.float32, method.model.dtype), device=device
         )
         self._index()
-        answers = [r for (_, is_anchor, _), r in self._place.items() if not is_anchor]
+        answers = [r for (_, is_anchor, _), r in self._row.items() if not is_anchor]
         self._worst[self._tensor(answers)] = torch.inf  # not seen yet
         held = anchor[batch.at[0]]
         self._said: Tensor | None = None  # (N, V)
@@ -240,10 +258,10 @@ class Unedited:
             self._hidden = self._hidden[rows, :width]
         self._index()
 
-    def places(self, lessons: Sequence[Lesson]) -> list[int]:
+    def rows_of(self, lessons: Sequence[Lesson]) -> list[int]:
         """Where the rows of each edit's lesson, which may be a part of its whole one, are among all."""
         return [
-            self._place[e, is_anchor, row]
+            self._row[e, is_anchor, row]
             for e, lesson in enumerate(lessons)
             for is_anchor, rows in ((False, lesson.answers), (True, lesson.anchors))
             for row in rows
@@ -266,8 +284,8 @@ class Unedited:
         self._worst[self._tensor(chosen)] = worst
         return self._table(self._worst).amax(1)
 
-    def _tensor(self, places: list[int]) -> Tensor:
-        return torch.tensor(places, dtype=torch.long, device=self._device)
+    def _tensor(self, indices: list[int]) -> Tensor:
+        return torch.tensor(indices, dtype=torch.long, device=self._device)
 
     def _index(self) -> None:
         counts = [len(rows) for rows in self._of_edit]
@@ -279,7 +297,7 @@ class Unedited:
             for e, (rows, anchors) in enumerate(zip(self._of_edit, self._anchors, strict=True))
             for row, is_anchor in zip(rows, anchors, strict=True)
         ]
-        self._place = {key: r for r, key in enumerate(keys)}
+        self._row = {key: r for r, key in enumerate(keys)}
         held = [len(parted(self._hparams, row)[1].wanted) if is_anchor else 0 for _, is_anchor, row in keys]
         self._said_spans = [*pairwise(accumulate(held, initial=0))]
 

@@ -35,9 +35,9 @@ def null_directions(
     found = [torch.zeros(len(lessons), most, site.inputs, device=model.device) for site in sites]
     rows.sort(key=lambda row: len(row[2].ids))
     for chunk in chunks(rows, [len(row.ids) for _, _, row in rows], _TOKENS.on(model.device)):
-        edit, place = (torch.tensor([row[i] for row in chunk], device=model.device) for i in (0, 1))
+        edit, text = (torch.tensor([row[i] for row in chunk], device=model.device) for i in (0, 1))
         for total, x in zip(found, _last_inputs(model, sites, [row for _, _, row in chunk]), strict=True):
-            total[edit, place] = x.to(total.dtype)
+            total[edit, text] = x.to(total.dtype)
     return [_orthonormal(x if whitening is None else whitening(i, x)) for i, x in enumerate(found)]
 
 

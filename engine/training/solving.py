@@ -18,13 +18,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ...data.facts import Fact
-from .. import settings
+from ...hparams import base as settings
 from ..method import Method, Trainable
 from ..model.keys import states_at
 from ..model.sites import Site, SiteError, blocks, sites, weight_norm
@@ -63,7 +63,7 @@ class Solver(Method, ABC):
             site: the linear map.
             keys: (E, n, c, I), what the site gets at the subject's last token of each text.
             missing: (E, n, c, O), what the site is to give there beyond what it gives.
-            earlier: (E, m, I), keys of what was learned before, as far as a :class:`Change` has kept them.
+            earlier: (E, m, I), keys of what was learned before, as far as a :class:`Change` holds them.
         """
 
     @cached_property
@@ -97,7 +97,7 @@ class Solver(Method, ABC):
         site = self.sites[-1]
         return self.model.get_submodule(site.name) if self.value_of == "site" else blocks(self.model)[site.layer]
 
-    def patch(self, seeds: Sequence[int]) -> SolvedPatch[Any]:
+    def patch(self, seeds: Sequence[int]) -> SolvedPatch[Solved]:
         return SolvedPatch(seeds, self.sites, [Solved(len(seeds), site) for site in self.sites])
 
 
@@ -142,7 +142,7 @@ def independent(
     _ = solver.moments  # first, so that a text that is not there costs no training
     found, outcomes = Values(solver).learn(lessons, seeds, progress)
     good = [e for e, outcome in enumerate(outcomes) if outcome.error is None]
-    parts, place = [solver.untrained(seeds)], list(range(len(lessons)))
+    parts, at = [solver.untrained(seeds)], list(range(len(lessons)))
     if good:
         patch = _fresh(solver, [seeds[e] for e in good])
         solve(solver, patch, [lessons[e] for e in good], _vectors(found).vector[good])
@@ -150,10 +150,10 @@ def independent(
         parts.append(patch.finished(range(len(good))))
         for i, (e, sound) in enumerate(zip(good, patch.sound(), strict=True)):
             if sound:
-                place[e] = len(lessons) + i
+                at[e] = len(lessons) + i
             else:
                 outcomes[e] = replace(outcomes[e], error=_UNSOUND)
-    return Patch.concatenated(parts).take(place), outcomes
+    return Patch.concatenated(parts).take(at), outcomes
 
 
 def joint(
@@ -206,7 +206,7 @@ class _Told:
 
 
 @torch.no_grad()
-def solve(solver: Solver, patch: SolvedPatch[Any], lessons: Sequence[Lesson], vectors: Tensor) -> None:
+def solve(solver: Solver, patch: SolvedPatch[Solved], lessons: Sequence[Lesson], vectors: Tensor) -> None:
     """Add to a patch what puts the facts of ``lessons`` into the weights.
 
     Args:
@@ -259,13 +259,13 @@ def _vectors(patch: Patch) -> Vector:
     return patch.vector
 
 
-def _fresh(solver: Solver, seeds: Sequence[int]) -> SolvedPatch[Any]:
+def _fresh(solver: Solver, seeds: Sequence[int]) -> SolvedPatch[Solved]:
     patch = solver.fresh(seeds)
     assert isinstance(patch, SolvedPatch), "closed forms change weights"
     return patch
 
 
-def _taken(patch: Patch) -> SolvedPatch[Any]:
+def _taken(patch: Patch) -> SolvedPatch[Solved]:
     """A copy to add changes to."""
     copied = patch.take(range(len(patch)))
     assert isinstance(copied, SolvedPatch), "closed forms change weights"

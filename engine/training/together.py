@@ -9,11 +9,11 @@ A fact that is there (all its target tokens have reached ``stop_at``, and the me
 of its step, and what it holds stays in; a mini-batch whose facts are all there takes no step. An edit is finished after
 a pass without a step: then all facts have reached it with the same weights. Which wordings and which held predictions
 of a fact are in a step (``wordings_per_step``, ``held_per_step``), and which earlier facts are learned again
-(``replay``), is drawn from the edit's own seed. Nothing is kept of a mini-batch, so memory does not grow with the list.
+(``replay``), is drawn from the edit's own seed. Mini-batches leave nothing, so memory does not grow with the list.
 
 A fact whose loss is not finite is left out. If that is so of all facts of a mini-batch, and was not so before the
 latest pass that began well, the weights are to blame: the patch goes back to where it was then. Of a single mini-batch
-no earlier state is kept: where all its facts fail, the edit has failed.
+no earlier state is stored: where all its facts fail, the edit has failed.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class _Course:
             return False, None
         if enough is not None and sure >= enough:
             return False, loss.item()
-        if not moved and len(self.parts) > self._size:  # of a single mini-batch that fails nothing is kept
+        if not moved and len(self.parts) > self._size:  # a single mini-batch that fails leaves nothing
             self._good = copy.deepcopy((self.patch, self._adam))
         work.step(left.sum())
         return True, loss.item()

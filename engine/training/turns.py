@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...data.facts import Fact
-from .. import settings
+from ...hparams import base as settings
 from ..method import Method
 from ..model.encoding import EncodingError
 from ..model.keys import Gradients, gradients_at
@@ -26,7 +26,7 @@ from ..model.sites import Site, sites
 from ..outcome import Outcome
 from ..patches.patch import Patch
 from ..patches.rows import Rows
-from ..patches.solved import SolvedPatch
+from ..patches.solved import Solved, SolvedPatch
 from ..progress import Phase, Progress
 from .lessons import Lesson
 
@@ -117,18 +117,18 @@ def turned(
 
 
 @torch.no_grad()
-def _turn(turner: Turner, patch: SolvedPatch[Any], found: Gradients, chosen: Tensor) -> None:
+def _turn(turner: Turner, patch: SolvedPatch[Solved], found: Gradients, chosen: Tensor) -> None:
     """One turn of these predictions, (K,) bool, in place."""
     for (_, branch), x, g in zip(patch.items(), found.inputs, found.gradients, strict=True):
         turner.turn(branch, _precise(x[chosen]), _precise(g[chosen]))
     patch.steps += 1
 
 
-def _changes(patch: SolvedPatch[Any]) -> bool:
+def _changes(patch: SolvedPatch[Solved]) -> bool:
     return any(bool(branch.b.any()) for _, branch in patch.items())
 
 
-def _one(patch: Patch) -> SolvedPatch[Any]:
+def _one(patch: Patch) -> SolvedPatch[Solved]:
     """A copy of an edit to add changes to."""
     copied = patch.take([0])
     assert isinstance(copied, SolvedPatch), "closed forms change weights"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -85,7 +84,7 @@ def evaluate_all(
     edited: Edited | None = None,
     limit: int | None = None,
     reserved: int = 0,
-    record: Mapping[str, Any],
+    record: Mapping[str, object],
     output: Path | None = None,
     progress: Told = lambda task, done, total: None,
 ) -> dict[str, dict[str, Score]]:

@@ -30,17 +30,15 @@ from ...engine.model.loading import LoadedModel
 from ...engine.model.loading import load as load_model
 from ...engine.patches.patch import nonzero_share
 from ...engine.seeds import seed_of
-from ...engine.settings import TrainedHparams
+from ...hparams.base import TrainedHparams
 from ..folder import RUN, RunError, open_folder
 from ..report.html import write_report
 from ..tuning import methods
-from ..tuning.examples import Encoded, Encoder, collated
+from ..tuning.examples import Prepared, Preparer, collated
+from ..tuning.methods import FULL, PROBE
 from ..tuning.side_by_side import SideBySide, fresh_head, parameters_of, set_head
 from ..tuning.training import Curves, scored, train_own, train_patches
 from . import figures, metrics
-
-FULL, PROBE = "full", "probe"
-"""The two methods that are no editors: all weights, and the head alone."""
 
 TASKS: dict[str, Callable[..., TaskData]] = {
     **{task: lambda source, skip_bad, task=task: glue.load(task, source, skip_bad=skip_bad) for task in glue.TASKS},
@@ -90,7 +88,7 @@ def run(
     *,
     data: str = "hub",
     hparams: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     model: str | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     batch_size: int = 16,
@@ -108,15 +106,39 @@ def run(
 ) -> ClassificationResult:
     """Train a classifier with each seed, score it, and write the results to a folder.
 
-    ``task``: one of ``TASKS``. ``editor``: a name in ``loredit.editors.available()``, "full" for all weights, or
-    "probe" for the head alone. ``data``: a folder (or file), or "hub". ``hparams`` None: the editor's preset in
-    ``hparams/classification/``. ``limit``: train on a sample of this many examples. ``ensemble``: a binary classifier
-    for each class against the reference one, instead of one classifier. ``train`` False: fresh heads on the model as it
-    is. ``head_lr``: the learning rate of the head, whose matrices want smaller steps than an editor's factors. Raises
-    ValueError (its message for people) for bad input.
+    Args:
+        task: one of ``TASKS``.
+        editor: a name in ``loredit.editors.available()``, "full" for all weights, or "probe" for the head alone.
+        data: a folder (or file), or "hub".
+        hparams: a YAML file or a preset in ``hparams/classification/``; None: the editor's.
+        overrides: hyper-parameters in place of the preset's.
+        model: a name in place of the preset's.
+        seeds: trained side by side (whole models one after another).
+        batch_size: examples of a step, for each seed.
+        head_lr: the learning rate of the head, whose matrices want smaller steps than an editor's factors.
+        max_length: texts are cut to this many tokens.
+        limit: train on a sample of this many examples; None: all.
+        ensemble: a binary classifier for each class against the reference one, instead of one classifier.
+        train: False: fresh heads on the model as it is.
+        skip_bad: leave faulty rows of the data out.
+        device: auto, cpu, cuda, cuda:1, mps.
+        dtype: of the base model: auto, float32, bfloat16.
+        output: the results' folder; None: a new one below ``results/``.
+        trust_remote_code: run code that a model brings along.
+        progress: show bars.
+
+    Returns:
+        The metrics over seeds, and the folder.
+
+    Raises:
+        ValueError: bad input; its message is for people.
+
+    Example:
+        >>> result = run("mrpc", "roselora", data="GLUE")  # doctest: +SKIP
+        >>> result.metrics["splits"]["dev"]["accuracy"]["mean"]  # doctest: +SKIP
     """
     changes = {**(overrides or {}), **({"model": model} if model else {})}
-    settings = methods.settings(editor, "classification", hparams, changes, (FULL, PROBE))
+    settings = methods.settings(editor, "classification", hparams, changes)
     examples = _data(task, data, skip_bad)
     if ensemble and examples.reference is None:
         raise RunError(f"{task} has no class that the others are told apart from; --ensemble is for human-vs-machine")
@@ -145,7 +167,7 @@ def run(
         "device": str(loaded.model.device),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
     }
-    encode = Encoder(loaded.model, loaded.tokenizer, max_length, _positions(setup))
+    prepare = Preparer(loaded.model, loaded.tokenizer, max_length, _positions(setup))
     if output and (Path(output) / RUN).exists():
         raise RunError(f"{output} already holds a run; --output names another folder")
     name = f"{task}-{editor}{'-ensemble' * ensemble}"
@@ -153,11 +175,11 @@ def run(
 
     members = [c for c in range(len(examples.classes)) if c != examples.reference] if ensemble else [None]
     lessons = [_lesson(chosen, examples.reference, member) for member in members]
-    encoded = [part for part in map(encode, lessons) for _ in seeds]
-    weights = _class_weights(encoded, outputs, loaded) if examples.weighted else None
-    tested = {name: encode(rows) for name, rows in examples.splits.items() if name != "train"}
+    prepared = [part for part in map(prepare, lessons) for _ in seeds]
+    weights = _class_weights(prepared, outputs, loaded) if examples.weighted else None
+    tested = {name: prepare(rows) for name, rows in examples.splits.items() if name != "train"}
     drawn = [seed if member is None else seed_of(seed, member) for member in members for seed in seeds]
-    trained = _train(setup, encoded, drawn, weights, tested)
+    trained = _train(setup, prepared, drawn, weights, tested)
 
     splits: dict[str, Any] = {}
     for name, rows in examples.splits.items():
@@ -209,7 +231,7 @@ def _lesson(examples: Sequence[Example], reference: int | None, member: int | No
     return [e._replace(label=int(e.label == member)) for e in examples if e.label in (member, reference)]
 
 
-def _class_weights(parts: Sequence[Sequence[Encoded]], classes: int, loaded: LoadedModel) -> Tensor:
+def _class_weights(parts: Sequence[Sequence[Prepared]], classes: int, loaded: LoadedModel) -> Tensor:
     """(E, K), N / (K N_k), so that all classes weigh the same in all."""
     counts = [np.bincount([int(e.label) for e in part], minlength=classes) for part in parts]
     balanced = [len(part) / (classes * n.clip(1)) for part, n in zip(parts, counts, strict=True)]
@@ -218,10 +240,10 @@ def _class_weights(parts: Sequence[Sequence[Encoded]], classes: int, loaded: Loa
 
 def _train(
     setup: _Setup,
-    parts: Sequence[Sequence[Encoded]],
+    parts: Sequence[Sequence[Prepared]],
     seeds: Sequence[int],
     weights: Tensor | None,
-    tested: Mapping[str, Sequence[Encoded]],
+    tested: Mapping[str, Sequence[Prepared]],
 ) -> _Trained:
     if setup.editor != FULL:
         return _side_by_side(setup, parts, seeds, weights, tested)
@@ -242,10 +264,10 @@ def _train(
 
 def _side_by_side(
     setup: _Setup,
-    parts: Sequence[Sequence[Encoded]],
+    parts: Sequence[Sequence[Prepared]],
     seeds: Sequence[int],
     weights: Tensor | None,
-    tested: Mapping[str, Sequence[Encoded]],
+    tested: Mapping[str, Sequence[Prepared]],
 ) -> _Trained:
     h, model, tokenizer = setup.hparams, setup.loaded.model, setup.loaded.tokenizer
     model.eval().requires_grad_(False)
@@ -275,19 +297,19 @@ def _side_by_side(
         module.patches[i] = patch.finished(every)
     logits = _all_scored(setup, module, tested, len(seeds))
     final = [*module.patches]
-    kept = [final[1].trained(e) if len(final) > 1 else [] for e in every]
+    own = [final[1].trained(e) if len(final) > 1 else [] for e in every]
     head = sum(t.numel() for t in final[0].trained(0))
     return _Trained(
-        logits, seconds, max(sum(t.numel() for t in k) for k in kept), head, [*map(nonzero_share, kept)], curves
+        logits, seconds, max(sum(t.numel() for t in k) for k in own), head, [*map(nonzero_share, own)], curves
     )
 
 
 def _whole(
     setup: _Setup,
-    part: Sequence[Encoded],
+    part: Sequence[Prepared],
     seed: int,
     weights: Tensor | None,
-    tested: Mapping[str, Sequence[Encoded]],
+    tested: Mapping[str, Sequence[Prepared]],
 ) -> _Trained:
     h, base = setup.hparams, setup.loaded.model
     model = copy.deepcopy(base).float().requires_grad_(True)
@@ -314,7 +336,7 @@ def _whole(
 
 
 def _all_scored(
-    setup: _Setup, module: SideBySide, tested: Mapping[str, Sequence[Encoded]], edits: int
+    setup: _Setup, module: SideBySide, tested: Mapping[str, Sequence[Prepared]], edits: int
 ) -> dict[str, Tensor]:
     return {
         name: scored(

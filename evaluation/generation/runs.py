@@ -41,18 +41,16 @@ from ...engine.model.passes import context_of
 from ...engine.model.sites import blocks
 from ...engine.patches.patch import Patch, nonzero_share
 from ...engine.patches.rows import Rows
-from ...engine.settings import TrainedHparams
 from ...engine.storage.manifest import filled
+from ...hparams.base import TrainedHparams
 from ..folder import RunError, append, open_folder, read
 from ..tuning import methods
+from ..tuning.methods import FULL, TOP2
 from ..tuning.side_by_side import parameters_of
 from ..tuning.training import train_own, train_patches
 from . import metrics as scoring
 from .decoding import Beam, written
 from .writing import Lesson, Writer, collated, lessons, prompt_of
-
-FULL, TOP2 = "full", "ft-top2"
-"""The two methods that are no editors: fine-tuning of all weights, and of the two last blocks."""
 
 TASKS: dict[str, Callable[..., GenerationData]] = {"e2e": e2e.load}
 
@@ -97,7 +95,7 @@ def run(
     *,
     data: str = "hub",
     hparams: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     model: str | None = None,
     seeds: Sequence[int] = (0,),
     batch_size: int = 8,
@@ -156,7 +154,7 @@ def run(
     """
     beam = beam or Beam()
     changes = {**(overrides or {}), **({"model": model} if model else {})}
-    settings = methods.settings(editor, "generation", hparams, changes, (FULL, TOP2))
+    settings = methods.settings(editor, "generation", hparams, changes)
     if task not in TASKS:
         raise RunError(unknown("task", task, TASKS))
     examples = TASKS[task](data, skip_bad=skip_bad)
@@ -247,9 +245,9 @@ def _train_patch(setup: _Setup, learned: Sequence[Lesson]) -> dict[str, Any]:
     final = module.patches[0].finished(range(len(seeds)))  # type: ignore[operator]
     with replacing(setup.folder / PATCH) as path:
         save_file({name: t.cpu().contiguous() for name, t in final.lasting().items()}, path)
-    kept = [final.trained(e) for e in range(len(seeds))]
-    numbers = max(sum(t.numel() for t in own) for own in kept)
-    return {"parameters": {"trained": numbers}, "nonzero_share": [*map(nonzero_share, kept)], "curves": asdict(curves)}
+    parts = [final.trained(e) for e in range(len(seeds))]
+    numbers = max(sum(t.numel() for t in own) for own in parts)
+    return {"parameters": {"trained": numbers}, "nonzero_share": [*map(nonzero_share, parts)], "curves": asdict(curves)}
 
 
 def _train_whole(setup: _Setup, learned: Sequence[Lesson]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +53,8 @@ def lessons(encoder: Encoder, pairs: Sequence[Pair]) -> list[Lesson]:
     return found
 
 
-def collated(items: Sequence[Sequence[Lesson]]) -> dict[str, Any]:
-    """b items of E lessons -> ids and mask (E, b, T), and (E, b) keys and the places where the texts begin."""
+def collated(items: Sequence[Sequence[Lesson]]) -> dict[str, Tensor]:
+    """b items of E lessons -> ids and mask (E, b, T), and (E, b) keys and the positions where the texts begin."""
     parts = [[item[e] for item in items] for e in range(len(items[0]))]
     ids, mask = padded([lesson.encoded.ids for part in parts for lesson in part], "cpu")
     shape = (len(parts), len(items))
@@ -92,8 +91,8 @@ class Writer(Tuned):
     def losses(self, batch: dict[str, Tensor]) -> Tensor:
         edits, b = batch["keys"].shape
         ids, mask = batch["input_ids"].flatten(0, 1), batch["attention_mask"].flatten(0, 1)  # (R, T)
-        starts, place = batch["starts"].view(-1, 1), torch.arange(ids.shape[1] - 1, device=ids.device)
-        row, at = ((place >= starts - 1) & mask[:, 1:].bool()).nonzero(as_tuple=True)  # (N,) each
+        starts, position = batch["starts"].view(-1, 1), torch.arange(ids.shape[1] - 1, device=ids.device)
+        row, at = ((position >= starts - 1) & mask[:, 1:].bool()).nonzero(as_tuple=True)  # (N,) each
         keys = batch["keys"].flatten().tolist()
         with self.edited({"input_ids": ids, "attention_mask": mask}, keys, edits):
             logits = logits_at(self.model, ids, (row, at))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from enum import Enum
 from statistics import fmean
 
-from ..metrics import normalise, preferred, strict
+from ..metrics import normalise, preferred, says, strict
 from ..scores import FactScores, ProbeScores, Seen
 
 
@@ -33,18 +33,6 @@ class Mark(str, Enum):
     """A neighbour that changed otherwise."""
     FAILED = "failed"
     """The fact could not be edited or scored."""
-
-
-def says(text: str, answer: str) -> bool:
-    """Whether a text holds the words of an answer one after another, whatever the case, punctuation and articles.
-
-    Example:
-        >>> says("created by Stan Lee, who was a legend", "Stan Lee")
-        True
-        >>> says("Romania", "Rome")
-        False
-    """
-    return f" {normalise(answer)} " in f" {normalise(text)} "
 
 
 def mark(probe: ProbeScores, target_new: str) -> Mark:

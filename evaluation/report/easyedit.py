@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 from ..metrics import ngram_entropy, token_em, unchanged
 from ..scores import FactScores, Kind, ProbeScores
@@ -22,7 +22,7 @@ _UNCHANGED = {
 }
 
 
-def to_easyedit(scores: FactScores) -> dict[str, Any]:
+def to_easyedit(scores: FactScores) -> dict[str, object]:
     """One fact's scores as an entry of the list that EasyEdit's ``BaseEditor.edit`` returns, fit for JSON.
 
     ``pre`` and ``post`` are the unedited and the edited model; shares are 0 .. 1, in lists::
@@ -33,18 +33,29 @@ def to_easyedit(scores: FactScores) -> dict[str, Any]:
          "post": {..., "locality": {"Forgetfulness_acc": [1.0, 0.75]}, ...}}
 
     EasyEdit knows one rephrased prompt per fact: of several, ``rephrase_acc`` is the mean. Its lists of predicted
-    tokens (``locality``'s ``*_output``) are not here. A fact that could not be edited or scored has ``error``, and
-    ``pre`` and ``post`` are empty.
+    tokens (``locality``'s ``*_output``) are not here.
+
+    Args:
+        scores: what was seen of a fact.
+
+    Returns:
+        The entry. A fact that could not be edited or scored has ``error``, and ``pre`` and ``post`` are empty.
+
+    Example:
+        >>> failed = FactScores(case_id="0", prompt="Water is", target_new="dry", probes=(), steps=3, loss=None,
+        ...     nonzero_share=1.0, error="the loss became nan")
+        >>> to_easyedit(failed)["error"]
+        'the loss became nan'
     """
-    entry = {"case_id": scores.case_id, "requested_rewrite": _request(scores)}
+    entry: dict[str, object] = {"case_id": scores.case_id, "requested_rewrite": _request(scores)}
     if scores.error:
         return entry | {"error": scores.error, "pre": {}, "post": {}}
     return entry | {"pre": _phase(scores, "base"), "post": _phase(scores, "edited")}
 
 
-def _request(scores: FactScores) -> dict[str, Any]:
+def _request(scores: FactScores) -> dict[str, object]:
     """What was asked for, as far as scores know it."""
-    request: dict[str, Any] = {"prompt": scores.prompt, "target_new": scores.target_new, "ground_truth": None}
+    request: dict[str, object] = {"prompt": scores.prompt, "target_new": scores.target_new, "ground_truth": None}
     for probe in _of(scores, "rephrase")[:1]:
         request["rephrase_prompt"] = probe.prompt
     for kind in ("portability", "locality"):
@@ -55,21 +66,21 @@ def _request(scores: FactScores) -> dict[str, Any]:
     return request
 
 
-def _phase(scores: FactScores, model: Literal["base", "edited"]) -> dict[str, Any]:
+def _phase(scores: FactScores, model: Literal["base", "edited"]) -> dict[str, object]:
     def accuracies(probes: Iterable[ProbeScores]) -> list[float]:
         return [token_em(probe, probe.edited if model == "edited" else probe.base) for probe in probes]
 
-    phase: dict[str, Any] = {}
-    meta: dict[str, Any] = {}
+    phase: dict[str, object] = {}
+    meta: dict[str, object] = {}
     for kind in ("rewrite", "rephrase"):
         if probes := _of(scores, kind):
             phase[f"{kind}_acc"] = [fmean(accuracies(probes))]
             meta[kind] = {"result_key": f"{kind}_acc", **_TOKEN_ACCURACY}
-    phase["locality"] = {}
+    phase["locality"] = locality = dict[str, list[float]]()
     phase["portability"] = {f"{g}_acc": accuracies(ps) for g, ps in _groups(_of(scores, "portability")).items()}
     if model == "edited":
         for group, probes in _groups(_of(scores, "locality")).items():
-            phase["locality"][f"{group}_acc"] = [unchanged(probe, probe.edited) for probe in probes]
+            locality[f"{group}_acc"] = [unchanged(probe, probe.edited) for probe in probes]
             meta[f"locality.{group}"] = {"result_key": f"locality.{group}_acc", **_UNCHANGED}
     text = scores.edited_text if model == "edited" else scores.base_text
     if text is not None:

@@ -32,7 +32,7 @@ COLOURS = (
     *("#A83268", "#999933", "#7A6BD1", "#44AA99", "#A6761D"),
 )
 MARKERS = "osD^vP*Xph<>"
-_SITE = re.compile(r".*?\.(\d+)\.(.+)")  # a module's name: its block, and its place in the block
+_SITE = re.compile(r".*?\.(\d+)\.(.+)")  # a module's name: its block, and its name in the block
 
 
 def plot_generalization_locality(summaries: Mapping[str, Summary], path: str | os.PathLike[str]) -> None:
@@ -66,7 +66,7 @@ def plot_generalization_locality(summaries: Mapping[str, Summary], path: str | o
 
 
 def unplaced(summaries: Mapping[str, Summary]) -> list[str]:
-    """The names of those that have no place in generalization against locality.
+    """The names of those that have no point in generalization against locality.
 
     Example:
         >>> unplaced({})
@@ -100,13 +100,15 @@ def panel_portability(summaries: Mapping[str, Summary]) -> Figure:
 
 
 def panel_metrics(summary: Summary) -> Figure:
-    """A run's shares before (ring) and after (dot) the edits, with intervals, by mode."""
-    shown = [m for m in summary.metrics.values() if m.mode != "fluency" and "margin" not in m.label]
-    figure, axes = _panel(5.6, 1.1 + 0.25 * (len(shown) + len({metric.mode for metric in shown})))
+    """A run's shares before (ring) and after (dot) the edits, with intervals, by family."""
+    shown = [m for m in summary.metrics.values() if m.family != "fluency" and "margin" not in m.label]
+    figure, axes = _panel(5.6, 1.1 + 0.25 * (len(shown) + len({metric.family for metric in shown})))
     y, ticks = 0.0, []
-    for colour, (mode, metrics) in zip(cycle(COLOURS), groupby(shown, key=lambda metric: metric.mode), strict=False):
+    for colour, (family, metrics) in zip(
+        cycle(COLOURS), groupby(shown, key=lambda metric: metric.family), strict=False
+    ):
         y += 0.9
-        axes.text(0, y - 0.75, mode, style="italic", va="center", fontsize=9)
+        axes.text(0, y - 0.75, family, style="italic", va="center", fontsize=9)
         for metric in metrics:
             low, high = _ends(metric.edited)
             axes.plot([low, high], [y, y], color=colour, linewidth=4, alpha=0.3, solid_capstyle="butt")
@@ -194,8 +196,8 @@ def sites(values: Sequence[Mapping[str, float]], title: str) -> Figure:
     """What :func:`plot_sites` saves."""
     names = {(int(found[1]), found[2]): name for name in values[0] if (found := _SITE.fullmatch(name))}
     means = {site: fmean(edit[name] for edit in values) for site, name in names.items()}
-    blocks, maps = sorted({block for block, _ in names}), [*dict.fromkeys(place for _, place in names)]
-    grid = [[means.get((block, place), float("nan")) for block in blocks] for place in maps]
+    blocks, maps = sorted({block for block, _ in names}), [*dict.fromkeys(name for _, name in names)]
+    grid = [[means.get((block, name), float("nan")) for block in blocks] for name in maps]
     said = f"{title} by site" + (f" (mean of {len(values)} edits)" if len(values) > 1 else "")
     width = max(3.4, 0.4 * len(blocks))  # of the axes, in inches: room for the title
     labels = 0.3 + 0.08 * max(map(len, maps), default=0)
@@ -205,10 +207,10 @@ def sites(values: Sequence[Mapping[str, float]], title: str) -> Figure:
     edges = [np.arange(len(along) + 1) - 0.5 for along in (blocks, maps)]
     axes.pcolormesh(*edges, np.array(grid), cmap="Blues", vmin=0, vmax=top)
     axes.invert_yaxis()
-    for (block, place), mean in means.items():
+    for (block, name), mean in means.items():
         colour = "white" if mean > 0.6 * top else "#111111"
         label = f"{mean:.3g}" if mean >= 1 else f"{mean:.2g}"
-        axes.text(blocks.index(block), maps.index(place), label, ha="center", va="center", color=colour, fontsize=7)
+        axes.text(blocks.index(block), maps.index(name), label, ha="center", va="center", color=colour, fontsize=7)
     axes.set_xticks(range(len(blocks)), map(str, blocks))
     axes.set_yticks(range(len(maps)), maps)
     axes.set_xlabel("block")
@@ -297,15 +299,15 @@ def _scatter(axes: Axes, summaries: Mapping[str, Summary], colours: Mapping[str,
 def _named(axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str], colours: Sequence[str]) -> None:
     """Names in a column beside the axes, each joined to its point by a line; no two lines cross.
 
-    Of all ways to join points to places, the one whose lines are shortest in sum has none that cross: exchanging the
+    Of all ways to join points to labels, the one whose lines are shortest in sum has none that cross: exchanging the
     ends of two that do would make it shorter. Crossing is the same in any affine coordinates, so the axes' own will do.
     """
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     inside = np.array([((x - left) / (right - left), (y - bottom) / (top - bottom)) for x, y in points])
-    places = np.array([(1.06, y) for y in np.linspace(0, 1, max(len(points), 18))])
-    lengths = np.linalg.norm(inside[:, None] - places[None], axis=2)
-    for i, place in zip(*linear_sum_assignment(lengths), strict=True):
-        x, y = places[place]
+    slots = np.array([(1.06, y) for y in np.linspace(0, 1, max(len(points), 18))])
+    lengths = np.linalg.norm(inside[:, None] - slots[None], axis=2)
+    for i, slot in zip(*linear_sum_assignment(lengths), strict=True):
+        x, y = slots[slot]
         axes.annotate(
             names[i],
             points[i],
@@ -321,14 +323,14 @@ def _named(axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[st
 
 
 def _bars(axes: Axes, summaries: Mapping[str, Summary], colours: Mapping[str, str]) -> None:
-    for place, (name, summary) in enumerate(summaries.items()):
+    for row, (name, summary) in enumerate(summaries.items()):
         if (metric := summary.metrics.get("portability")) is None:
-            axes.text(0, place, " no portability probes", va="center", color="#777777")
+            axes.text(0, row, " no portability probes", va="center", color="#777777")
             continue
         mean, error = metric.edited.mean, _error(metric.edited)
-        axes.barh(place, mean, height=0.6, xerr=error, color=colours[name], ecolor="#888888", error_kw={"lw": 1.2})
+        axes.barh(row, mean, height=0.6, xerr=error, color=colours[name], ecolor="#888888", error_kw={"lw": 1.2})
         if metric.base:
-            axes.plot([metric.base.mean] * 2, [place - 0.38, place + 0.38], color="black", linewidth=2)
+            axes.plot([metric.base.mean] * 2, [row - 0.38, row + 0.38], color="black", linewidth=2)
     axes.set_yticks(range(len(summaries)), list(summaries))
     axes.invert_yaxis()
     axes.set_xlim(left=0)
@@ -388,14 +390,14 @@ def _band(axes: Axes, points: Sequence[tuple[float, Estimate]], colour: str, lab
     """A line through the means within their intervals."""
     if not points:
         return
-    x = [place for place, _ in points]
+    x = [count for count, _ in points]
     low, high = zip(*(_ends(estimate) for _, estimate in points), strict=True)
     axes.plot(x, [estimate.mean for _, estimate in points], marker="o", markersize=4, color=colour, label=label)
     axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _counted(axes: Axes, places: Sequence[int]) -> None:
-    axes.set_xticks(places, map(str, places))
+def _counted(axes: Axes, counts: Sequence[int]) -> None:
+    axes.set_xticks(counts, map(str, counts))
     axes.set_xticks([], minor=True)
 
 

@@ -26,7 +26,7 @@ from markupsafe import Markup
 from ...engine.files import replacing
 from ...engine.version import VERSION
 from ..metrics import Comparison, Estimate, PairedDifference, Summary, compare, failure, summarise
-from ..scores import FactScores, Kind, ProbeScores, Seen
+from ..scores import AnswerScore, FactScores, Kind, ProbeScores, Seen
 from . import figures
 from .changes import Mark, mark, outcome
 from .reading import ClassificationRun, EditingRun, UnreadableRunError, read_run
@@ -67,7 +67,7 @@ class Line:
     """A row of a table of several runs: each run's mean, and each but the first's difference from the first."""
 
     label: str
-    mode: str
+    family: str
     means: Sequence[Estimate | None]
     differences: Sequence[PairedDifference | None]
     sub: bool = False
@@ -211,7 +211,7 @@ def classification_page(run: ClassificationRun) -> str:
 # What the page's script draws from
 
 
-def page_data(runs: Sequence[EditingRun], names: Sequence[str]) -> dict[str, Any]:
+def page_data(runs: Sequence[EditingRun], names: Sequence[str]) -> dict[str, object]:
     """Facts with their probes and texts before and after, in lists, for the page's script.
 
     A fact is [case id, prompt, new answer, text before, runs, probes]; in it a run is [mark, steps, loss, text after,
@@ -259,11 +259,11 @@ def _with_examples(run: EditingRun) -> Iterator[FactScores]:
         yield fact.model_copy(update={"probes": tuple(probes)})
 
 
-def _fact(case: Sequence[FactScores | None], groups: dict[str, int]) -> list[Any]:
+def _fact(case: Sequence[FactScores | None], groups: dict[str, int]) -> list[object]:
     first = next(fact for fact in case if fact is not None)
-    probes: dict[tuple[Any, ...], list[ProbeScores | None]] = {}
+    probes: dict[tuple[object, ...], list[ProbeScores | None]] = {}
     for i, fact in enumerate(case):
-        seen: Counter[tuple[Any, ...]] = Counter()
+        seen: Counter[tuple[object, ...]] = Counter()
         for probe in fact.probes if fact else ():
             key = (probe.kind, probe.group, probe.prompt, probe.answers)
             seen[key] += 1  # a list may hold a probe twice
@@ -279,7 +279,7 @@ def _fact(case: Sequence[FactScores | None], groups: dict[str, int]) -> list[Any
     ]
 
 
-def _edit(fact: FactScores, base: str | None) -> list[Any]:
+def _edit(fact: FactScores, base: str | None) -> list[object]:
     why = failure(fact)
     text = 0 if fact.edited_text is not None and fact.edited_text == base else fact.edited_text
     loss = None if fact.loss is None else round(fact.loss, 4)
@@ -287,7 +287,7 @@ def _edit(fact: FactScores, base: str | None) -> list[Any]:
     return [MARKS.index(outcome(fact, why)), fact.steps, loss, text, why, notes]
 
 
-def _probe(found: Sequence[ProbeScores | None], target_new: str, groups: dict[str, int]) -> list[Any]:
+def _probe(found: Sequence[ProbeScores | None], target_new: str, groups: dict[str, int]) -> list[object]:
     first = next(probe for probe in found if probe is not None)
     group = None if first.group == first.kind else groups.setdefault(first.group, len(groups))
     return [
@@ -305,9 +305,9 @@ def _probe(found: Sequence[ProbeScores | None], target_new: str, groups: dict[st
     ]
 
 
-def _seen(probe: ProbeScores, seen: Seen, before: str | None) -> list[Any]:
+def _seen(probe: ProbeScores, seen: Seen, before: str | None) -> list[object]:
     text = 0 if before is not None and seen.generated == before else seen.generated
-    shown: list[Any] = [text, _short(_right(probe, seen))]
+    shown: list[object] = [text, _short(_right(probe, seen))]
     if seen.contrast is not None:
         shown += [_short(_probability(seen.answers)), _short(_probability([seen.contrast]))]
     return shown
@@ -320,7 +320,7 @@ def _right(probe: ProbeScores, seen: Seen) -> float:
     return max((sum(answer.correct) / max(len(answer.correct), 1) for answer in seen.answers), default=0.0)
 
 
-def _probability(answers: Iterable[Any]) -> float | None:
+def _probability(answers: Iterable[AnswerScore]) -> float | None:
     """The likeliest answer's probability by token, as :func:`~..metrics.preferred` has it."""
     logs = [answer.log_prob / len(answer.correct) for answer in answers if answer.correct]
     return math.exp(max(logs)) if logs and not any(map(math.isnan, logs)) else None
@@ -345,7 +345,12 @@ def tallies(scores: Sequence[FactScores]) -> list[Tally]:
             for probe in fact.probes:
                 counted[probe.kind][mark(probe, fact.target_new)] += 1
     good = (Mark.LEARNED, Mark.KNEW, Mark.KEPT)
-    titles = {"rephrase": "rephrasings learned", "portability": "consequences drawn", "locality": "neighbours kept"}
+    titles = {
+        "rephrase": "rephrasings learned",
+        "chat": "chats learned",
+        "portability": "consequences drawn",
+        "locality": "neighbours kept",
+    }
     return [
         Tally(title, sum(found[one] for one in good), found.total(), {one: found[one] for one in MARKS if found[one]})
         for title, found in (("facts learned", facts), *((titles[kind], counted[kind]) for kind in titles))
@@ -355,18 +360,18 @@ def tallies(scores: Sequence[FactScores]) -> list[Tally]:
 
 def comparison_lines(summaries: Sequence[Summary], compared: Sequence[Comparison]) -> Iterator[Line]:
     """The rows of a table of several runs; a metric that failures change has a second one."""
-    found = {name: (m.label, m.mode) for summary in summaries for name, m in summary.metrics.items()}
-    for name, (label, mode) in found.items():
+    found = {name: (m.label, m.family) for summary in summaries for name, m in summary.metrics.items()}
+    for name, (label, family) in found.items():
         metrics = [summary.metrics.get(name) for summary in summaries]
         pairs = [comparison.metrics.get(name) for comparison in compared]
-        yield Line(label, mode, [None if m is None else m.edited for m in metrics], pairs)
+        yield Line(label, family, [None if m is None else m.edited for m in metrics], pairs)
         if any(m is not None and m.with_failures for m in (*metrics, *pairs)):
             means = [None if m is None else m.with_failures or m.edited for m in metrics]
             all_pairs = [None if m is None else m.with_failures or m for m in pairs]
-            yield Line("failed as 0", mode, means, all_pairs, sub=True)
+            yield Line("failed as 0", family, means, all_pairs, sub=True)
 
 
-def differing(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+def differing(records: Sequence[Mapping[str, object]]) -> list[tuple[str, list[str]]]:
     """The settings that runs do not share, each with every run's value.
 
     Example:
@@ -379,7 +384,7 @@ def differing(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]
     return [(key, values) for key, values in rows if len({*values}) > 1]
 
 
-def settings(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+def settings(record: Mapping[str, object]) -> list[tuple[str, str]]:
     """A run's settings by name, nested ones as ``hparams.lr``; without its command, which stands elsewhere.
 
     Example:
@@ -389,7 +394,7 @@ def settings(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(key, value) for key, value in _flat(record) if key != "command"]
 
 
-def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flat(record: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in record.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{key}.")
@@ -415,7 +420,7 @@ def _scored(splits: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
 # Templates
 
 
-def _rendered(template: str, **given: Any) -> str:
+def _rendered(template: str, **given: object) -> str:
     return _environment().get_template(template).render(**given)
 
 

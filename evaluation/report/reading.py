@@ -28,7 +28,7 @@ class EditingRun:
     """What a run of knowledge editing has found so far."""
 
     folder: Path
-    record: dict[str, Any]
+    record: dict[str, object]
     """``run.json``."""
     scores: Sequence[FactScores]
     checkpoints: Sequence[Checkpoint]
@@ -52,7 +52,7 @@ class ClassificationRun:
     """What a classification run has found."""
 
     folder: Path
-    record: dict[str, Any]
+    record: dict[str, object]
     metrics: dict[str, Any]
     """``metrics.json``."""
 

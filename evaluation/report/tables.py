@@ -36,7 +36,7 @@ COLOURS = {
 
 
 def table(summary: Summary, *, title: str | None = None) -> Table:
-    """A run's metrics by mode, unedited beside edited, for the terminal; failed facts are listed below.
+    """A run's metrics by family, unedited beside edited, for the terminal; failed facts are listed below.
 
     Args:
         summary: of a run.
@@ -72,7 +72,7 @@ def comparison_table(
     """
     rows = [
         (
-            metric.mode,
+            metric.family,
             label,
             _number(metric.a),
             _number(metric.b),
@@ -120,7 +120,7 @@ def runs_table(summaries: Mapping[str, Summary]) -> Table:
 
 def markdown(summary: Summary) -> str:
     """The same as :func:`table` as a Markdown table, with what stands below it as paragraphs."""
-    rows = [("mode", "metric", *NUMBERS), ("---", "---", *["---:"] * len(NUMBERS)), *_rows(summary, "{}, " + FAILED)]
+    rows = [("family", "metric", *NUMBERS), ("---", "---", *["---:"] * len(NUMBERS)), *_rows(summary, "{}, " + FAILED)]
     parts = [
         [f"| {' | '.join(row)} |" for row in rows],
         [" ".join([HIGHER, *_run_lines(summary)])],
@@ -143,7 +143,7 @@ def retention_table(checkpoints: Sequence[Checkpoint], *, title: str | None = No
         >>> print(retention_table(result.checkpoints))  # doctest: +SKIP
     """
     last = checkpoints[-1]
-    names = [name for name, metric in last.summary.metrics.items() if metric.mode in ("token_em", "fluency")]
+    names = [name for name, metric in last.summary.metrics.items() if metric.family in ("token_em", "fluency")]
     measured = last.perplexity is not None
     base = next((_perplexity(point.perplexity.base) for point in checkpoints if point.perplexity), "")
     grid = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=0)
@@ -193,8 +193,10 @@ def examples(scores: Sequence[FactScores]) -> Group:
 
 
 def _chosen(fact: FactScores) -> Iterator[tuple[str, ProbeScores]]:
-    """The prompt, a rephrasing and a neighbour: another subject's fact rather than another of the subject's."""
-    for label, kind in (("prompt", "rewrite"), ("rephrased", "rephrase"), ("neighbour", "locality")):
+    """The prompt, a rephrasing, a question in a chat and a neighbour: another subject's fact rather than another of the
+    subject's."""
+    wanted = (("prompt", "rewrite"), ("rephrased", "rephrase"), ("in a chat", "chat"), ("neighbour", "locality"))
+    for label, kind in wanted:
         probes = [probe for probe in fact.probes if probe.kind == kind]
         probes.sort(key=lambda probe: "neighb" not in probe.group.lower())
         yield from ((label, probe) for probe in probes[:1])
@@ -214,7 +216,7 @@ def _rows(summary: Summary, failed: str = f"  {FAILED}") -> list[tuple[str, ...]
             if found is not None:
                 ends = _interval(found.low, found.high)
                 rows.append(
-                    (metric.mode, label, base, _number(found.mean), ends, f"{found.facts}/{found.probes}"),
+                    (metric.family, label, base, _number(found.mean), ends, f"{found.facts}/{found.probes}"),
                 )
     return rows
 
@@ -240,10 +242,10 @@ def _grid(
     grid.add_column("metric", overflow="fold")
     for heading in headings:
         grid.add_column(Text(heading), justify="right", overflow="fold")
-    for i, (mode, section) in enumerate(groupby(rows, key=itemgetter(0))):
+    for i, (family, section) in enumerate(groupby(rows, key=itemgetter(0))):
         if i:
             grid.add_row()
-        grid.add_row(Text(str(mode), style="dim italic"))
+        grid.add_row(Text(str(family), style="dim italic"))
         for _, *cells in section:
             grid.add_row(*cells)
     return grid

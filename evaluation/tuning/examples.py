@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ S = TypeVar("S", bound=Sized)
 
 
 @dataclass(frozen=True)
-class Encoded:
+class Prepared:
     """One example: the model's inputs for each of its texts, a number that each text has to itself, and the label."""
 
     keys: tuple[int, ...]
@@ -45,7 +45,7 @@ class Encoded:
         return max(len(text["input_ids"]) for text in self.texts)
 
 
-class Encoder:
+class Preparer:
     """Turns examples into token ids, cut to ``max_length`` tokens, the longer text of a pair first."""
 
     def __init__(
@@ -53,12 +53,14 @@ class Encoder:
     ) -> None:
         context = min(context_of(model), tokenizer.model_max_length) - positions
         self.tokenizer, self.max_length, self._keys = tokenizer, min(max_length, context), count()
-        tokenizer.padding_side = "right"  # decoders take the last token, and lower blocks are kept by position
+        tokenizer.padding_side = (
+            "right"  # decoders take the last token, and states of lower blocks are stored by position
+        )
         tokenizer.truncation_side = "right"
 
-    def __call__(self, examples: Sequence[Example]) -> list[Encoded]:
+    def __call__(self, examples: Sequence[Example]) -> list[Prepared]:
         return [
-            Encoded(tuple(islice(self._keys, len(example.texts))), self._texts(example), example.label)
+            Prepared(tuple(islice(self._keys, len(example.texts))), self._texts(example), example.label)
             for example in examples
         ]
 
@@ -104,7 +106,7 @@ def _shuffled_by_length(examples: Sequence[S], seed: int) -> list[S]:
     return [example for chunk in chunks for example in chunk]
 
 
-def collated(items: Sequence[Sequence[Encoded]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def collated(items: Sequence[Sequence[Prepared]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
     """b items of E examples -> ids and masks (b, E, C, T), keys (b, E, C), labels (b, E)."""
     texts = [text for item in items for example in item for text in example.texts]
     shape = (len(items), len(items[0]), len(items[0][0].texts))

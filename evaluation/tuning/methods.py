@@ -5,45 +5,59 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ... import hparams as presets
 from ...data.messages import unknown
-from ...editors import TrainedEditor, available, find
-from ...engine.settings import TrainedHparams
-from ..folder import RunError
+from ...hparams.base import TrainedHparams
 
 T = TypeVar("T")
+
+Folder = Literal["classification", "generation"]
+
+FULL, PROBE, TOP2 = "full", "probe", "ft-top2"
+"""Methods that are no editors: all weights, the head alone, the two last blocks."""
+OTHERS: Mapping[Folder, Sequence[str]] = {"classification": (FULL, PROBE), "generation": (FULL, TOP2)}
 
 # What training on many examples takes of the settings that every editor has; the others are of the editing of facts.
 _SHARED = ("model", "steps", "lr", "clip_norm")
 
 
-def settings(
-    editor: str, folder: str, preset: str | None, overrides: Mapping[str, Any], others: Sequence[str]
-) -> TrainedHparams:
+def settings(editor: str, folder: Folder, preset: str | None, overrides: Mapping[str, object]) -> TrainedHparams:
     """The hyper-parameters of a method that is trained on many examples.
 
     Args:
-        editor: a method that is trained, of ``loredit.editors.available()``, or one of ``others``.
-        folder: where its presets are in ``hparams/``.
+        editor: a method that is trained, of ``loredit.editors.available()``, or one that is no editor (:data:`OTHERS`).
+        folder: what it is trained for, and where its presets are in ``hparams/``.
         preset: a YAML file or a preset; None: the one that is called as the editor.
         overrides: hyper-parameters in place of the preset's.
-        others: methods that are no editors (all weights, the head alone).
+
+    Returns:
+        What was read and found valid.
 
     Raises:
-        RunError: an unknown method, or settings that belong to the editing of facts.
-        HparamsError: a faulty preset; the message lists all faults.
+        HparamsError: an unknown method, one that solves for facts in closed form, settings that belong to the editing
+            of facts, or a faulty preset; the message lists all faults.
+
+    Example:
+        >>> settings("roselora", "classification", None, {"steps": 50}).steps
+        50
     """
-    known = [*(name for name in available() if issubclass(find(name), TrainedEditor)), *others]
+    kinds = {name: presets.kind(name) for name in presets.methods()} | dict.fromkeys(OTHERS[folder], TrainedHparams)
+    known = [name for name, kind in kinds.items() if issubclass(kind, TrainedHparams)]
+    if editor in kinds and editor not in known:
+        raise presets.HparamsError(
+            f"{editor} solves for facts in closed form and cannot be trained on the examples of {folder}; there are: "
+            + ", ".join(known)
+        )
     if editor not in known:
-        raise RunError(unknown("editor", editor, known))
-    cls = TrainedHparams if editor in others else find(editor).Hparams
-    assert issubclass(cls, TrainedHparams), "what is trained has hyper-parameters of training"
+        raise presets.HparamsError(unknown("editor", editor, known))
+    cls = kinds[editor]
+    assert issubclass(cls, TrainedHparams)
     found = presets.read(cls, folder, preset or editor, overrides)
     fields = TrainedHparams.model_fields
     if used := [key for key in fields if key not in _SHARED and getattr(found, key) != fields[key].default]:
-        raise RunError(
+        raise presets.HparamsError(
             f"{', '.join(used)} belong to knowledge editing and mean nothing in {folder}; leave them out"
             + (" (the examples of a step are --batch-size)" if "batch_size" in used else "")
         )

@@ -10,7 +10,6 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,17 +45,17 @@ def fresh_head(model: PreTrainedModel, seeds: Sequence[int]) -> SitePatch[Map]:
 
     Weights are normal with the config's ``initializer_range``, biases zero.
     """
-    places, draw = head(model), PerEdit([seed_of(seed, "head") for seed in seeds])
+    chosen, draw = head(model), PerEdit([seed_of(seed, "head") for seed in seeds])
     std, base = model.config.initializer_range, f"{model.base_model_prefix}."
     maps = []
-    for site in places:
+    for site in chosen:
         module, size = model.get_submodule(site.name), (len(seeds), site.outputs)
         weight, bias = draw.normal((site.outputs, site.inputs), std), torch.zeros(size)
         if site.name.startswith(base):
             weight = module.weight.detach().cpu().float().expand(*size, -1).clone()  # type: ignore[operator]
             bias = module.bias.detach().cpu().float().expand(size).clone()  # type: ignore[operator]
-        maps.append(Map(weight, bias, last=site is places[-1]))
-    return SitePatch(seeds, places, maps).to(model.device, torch.promote_types(torch.float32, model.dtype))
+        maps.append(Map(weight, bias, last=site is chosen[-1]))
+    return SitePatch(seeds, chosen, maps).to(model.device, torch.promote_types(torch.float32, model.dtype))
 
 
 @torch.no_grad()
@@ -73,7 +72,7 @@ class Tuned(nn.Module, ABC):
     """The frozen model in eval mode with E edits on it; what it is trained for is a subclass's.
 
     Blocks below the first patched one give the same output at every step and for every edit: with ``replay`` it is
-    computed once for each text and kept (T d numbers each). Without patches ``own`` is trained, as one edit: the model
+    computed once for each text (T d numbers are stored). Without patches ``own`` is trained, as one edit: the model
     itself, or its blocks from ``first`` on.
     """
 
@@ -147,10 +146,10 @@ class SideBySide(Tuned):
 
 
 class Below:
-    """What block ``layer`` gets for each text, kept from the first time that the text is met while memory lasts.
+    """What block ``layer`` gets for each text, stored from the first time that the text is met while memory lasts.
 
-    Nothing is kept for layer 0, nor for models that cannot be run without a cache for generation (DeBERTa, whose blocks
-    return pairs).
+    Nothing is stored for layer 0, nor for models that cannot be run without a cache for generation (DeBERTa, whose
+    blocks return pairs).
     """
 
     def __init__(self, model: PreTrainedModel, layer: int) -> None:
@@ -196,6 +195,6 @@ def losses(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
     return (weight * nll).sum(0) / weight.sum(0)
 
 
-def parameters_of(module: Any) -> int:
+def parameters_of(module: nn.Module) -> int:
     """Numbers that are trained in a model."""
     return sum(p.numel() for p in module.parameters())

@@ -26,7 +26,7 @@ from ...engine.model.attention import trainable_attention
 from ...engine.patches.adam import Adam
 from ...engine.patches.patch import Patch, nonzero_share
 from ...engine.training.loop import clip
-from .examples import Encoded, Interleaved, Sized, collated
+from .examples import Interleaved, Prepared, Sized, collated
 from .side_by_side import SideBySide, Tuned
 
 _POINTS = 100  # of a curve over the steps
@@ -248,7 +248,7 @@ def train_own(
 @torch.no_grad()
 def scored(
     module: SideBySide,
-    examples: Sequence[Encoded],
+    examples: Sequence[Prepared],
     edits: int,
     tokenizer: PreTrainedTokenizerBase,
     *,

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -31,6 +31,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data import Fact, FactError, from_request
 from ..editors import Editor, Edits, Hparams, WeightPatch, available, find
 from ..editors import settings as settings_of
+from ..engine.model.hooks import attached_to
 from ..engine.model.loading import load, pick_device
 from ..engine.patches.rows import Rows
 from ..engine.progress import Phase, Progress
@@ -40,8 +41,11 @@ from ..evaluation.scoring import evaluate
 
 __all__ = ["EasyEditHparams", "apply", "edit", "hparams", "register", "to_easyedit"]
 
-Request = Mapping[str, Any]
+Request = Mapping[str, object]
 """EasyEdit's request: prompt, target_new, subject, locality {group: {prompt: [...], ground_truth: [...]}}, ..."""
+
+Groups = Mapping[str, Mapping[str, Sequence[object]]]
+"""EasyEdit's probes of many facts: by group, a prompt and a ground_truth for each fact."""
 
 _ITS_OWN = frozenset({"LoRA"})
 """Names of editors here under which EasyEdit has a method of its own."""
@@ -52,6 +56,10 @@ class EasyEditHparams:
     """What EasyEdit reads of a hyper-parameter object, and the settings of one of our editors.
 
     Fields may be set later, as those of EasyEdit's own objects; :func:`hparams` makes one from a preset.
+
+    Example:
+        >>> hparams("lora", "smollm2").alg_name
+        'loredit-LoRA'
     """
 
     alg_name: str
@@ -72,7 +80,7 @@ class EasyEditHparams:
 def hparams(
     editor: str,
     preset: str,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     *,
     model_name: str | tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
     device: str | int = "auto",
@@ -90,6 +98,18 @@ def hparams(
             "llama", "gpt" or another it knows; :func:`edit` takes any model, also a pair (model, tokenizer).
         device: "auto", "cpu", "cuda:1", ...; a number is that CUDA device, as in EasyEdit.
         batch_size: facts per edit in EasyEdit's ``batch_edit``; its ``edit`` wants 1.
+        seed: same seed, same machine: same numbers.
+        fp16: load the model in float16, as EasyEdit does.
+
+    Returns:
+        The object.
+
+    Raises:
+        ValueError: an unknown editor, preset or hyper-parameter, or a device that cannot be used here.
+
+    Example:
+        >>> hparams("roselora", "smollm2", {"lr": 1e-3}).settings.lr
+        0.001
     """
     settings = settings_of(editor, preset, overrides)
     return EasyEditHparams(
@@ -108,12 +128,24 @@ def hparams(
 
 
 def register(*, overwrite: bool = False) -> list[str]:
-    """Make our editors known to EasyEdit; returns their names there.
+    """Make our editors known to EasyEdit.
 
     An editor is called as its class ("RoseLoRA"), with "loredit-" before it where EasyEdit has a method of that name
-    ("loredit-LoRA"). ``overwrite`` puts ours under such names as well, in place of what is there. Importing EasyEdit
-    leaves random generators, logging, warnings and environment as they were. Raises ImportError where it cannot be
-    imported, ValueError where another method has one of the names.
+    ("loredit-LoRA"). Importing EasyEdit leaves random generators, logging, warnings and environment as they were.
+
+    Args:
+        overwrite: put ours under names of EasyEdit's own as well, in place of what is there.
+
+    Returns:
+        The names of our editors there.
+
+    Raises:
+        ImportError: EasyEdit cannot be imported.
+        ValueError: another method has one of the names.
+
+    Example:
+        >>> "RoseLoRA" in register()  # doctest: +SKIP
+        True
     """
     names = {_alg_name(editor): editor for editor in available()}
     if overwrite:
@@ -149,21 +181,46 @@ def apply(
     copy: bool = False,
     return_orig_weights: bool = False,
     keep_original_weight: bool = False,
-    **_: Any,
+    **_: object,
 ) -> tuple[PreTrainedModel, dict[str, Tensor] | Callable[[], None]]:
     """One edit that carries all ``requests``, put on the model: EasyEdit's signature, for all of our editors.
 
-    A change of weights is merged, and beside the model the weights before it are returned, by parameter name. Any
-    other edit is attached, and a function is returned that undoes it. If the last edit is still on the model, as in
-    sequential editing, training goes on from it and the new edit takes its place, as in ``Editor.edit_stream``.
+    A change of weights is merged; any other edit is attached. If the last edit is still on the model, as in sequential
+    editing, training goes on from it and the new edit takes its place, as in ``Editor.edit_stream``.
 
-    ``keep_original_weight`` means nothing here. Raises ValueError if a request makes no fact or no edit.
+    Args:
+        model: what is edited.
+        tok: its tokenizer.
+        requests: EasyEdit's dictionaries.
+        hparams: what :func:`hparams` made.
+        copy: edit a copy of the model.
+        return_orig_weights: hand out what undoes the edit.
+        keep_original_weight: means nothing here.
+        **_: what EasyEdit passes beside these, which means nothing here either.
+
+    Returns:
+        The model, and what undoes the edit: the weights before it by parameter name or, of an attached one, a function.
+
+    Raises:
+        ValueError: a request makes no fact or no edit.
+        RuntimeError: the edit of other settings is still attached to the model.
+
+    Example:
+        >>> settings = hparams("adapter", "smollm2")
+        >>> edited, undo = apply(model, tok, [request], settings, return_orig_weights=True)  # doctest: +SKIP
+        >>> undo()  # doctest: +SKIP
     """
     editor = find(hparams.editor)(deepcopy(model) if copy else model, tok, hparams.settings, seed=hparams.seed)
     facts = _facts(requests)
     last = _LAST.get(hparams)
     if last and not (last.stays and _same(last.edits.editor, editor)):
         last = None
+    if last is None and attached_to(editor.model):
+        raise RuntimeError(
+            "an edit of another method, other settings or another object of hyper-parameters is attached to the model; "
+            "undo it first (by the function that apply(..., return_orig_weights=True) returned), or go on with the "
+            "hyper-parameters that it was made with"
+        )
     with _lifted(last):
         edits = editor.edit(facts, after=last.edits if last else None)
     earlier = len(edits.facts[0]) - len(facts)
@@ -305,27 +362,52 @@ def edit(
     prompts: str | Sequence[str],
     target_new: str | Sequence[str],
     ground_truth: str | Sequence[str | None] | None = None,
-    target_neg: Any = None,
+    target_neg: object = None,
     rephrase_prompts: str | Sequence[str] | None = None,
-    locality_inputs: Mapping[str, Mapping[str, Any]] | None = None,
-    portability_inputs: Mapping[str, Mapping[str, Any]] | None = None,
+    locality_inputs: Groups | None = None,
+    portability_inputs: Groups | None = None,
     sequential_edit: bool = False,
     verbose: bool = True,
     *,
     subject: str | Sequence[str] | None = None,
     test_generation: bool = False,
     requests: Sequence[Request] | None = None,
-    **others: Any,
-) -> list[dict[str, Any]]:
+    **others: object,
+) -> list[dict[str, object]]:
     """The metrics that EasyEdit's ``BaseEditor.edit`` returns for these arguments, computed by our engine.
 
     ``metrics, edited_model, _ = editor.edit(prompts=..., ...)`` becomes ``metrics = edit(hparams, prompts=..., ...)``.
-    EasyEdit is not needed. An entry of the list is as :func:`to_easyedit` has it. With ``sequential_edit`` each fact is
-    scored right after its own edit, on the model with all edits up to it.
+    EasyEdit is not needed.
 
-    Of EasyEdit's other arguments, ``target_neg``, ``keep_original_weight``, ``pre_edit``, ``pre_file``, ``train_ds``
-    and ``loc_prompts`` change nothing here. Raises ValueError for faulty requests (all of them at once) and for what
-    only EasyEdit measures: another ``eval_metric``, ``evaluation_type`` or ``use_chat_template``.
+    Args:
+        hparams: what :func:`hparams` made.
+        prompts: of each fact.
+        target_new: of each fact.
+        ground_truth: of each fact.
+        target_neg: means nothing here.
+        rephrase_prompts: of each fact.
+        locality_inputs: probes, by group.
+        portability_inputs: probes, by group.
+        sequential_edit: score each fact right after its own edit, on the model with all edits up to it.
+        verbose: show a bar.
+        subject: of each fact.
+        test_generation: sample a text for each fact and measure its fluency.
+        requests: dictionaries in place of all these columns.
+        **others: EasyEdit's other arguments, of which ``keep_original_weight``, ``pre_edit``, ``pre_file``,
+            ``train_ds`` and ``loc_prompts`` change nothing.
+
+    Returns:
+        An entry for each fact, as :func:`to_easyedit` has it.
+
+    Raises:
+        ValueError: faulty requests (all of them at once), or what only EasyEdit measures: another ``eval_metric``,
+            ``evaluation_type`` or ``use_chat_template``.
+        TypeError: an argument that EasyEdit does not have.
+
+    Example:
+        >>> metrics = edit(hparams("lora", "smollm2"), "Water is", "dry", subject="Water")  # doctest: +SKIP
+        >>> metrics[0]["post"]["rewrite_acc"]  # doctest: +SKIP
+        [1.0]
     """
     _refuse(hparams, others)
     asked = (
@@ -343,10 +425,10 @@ def edit(
         def told(phase: Phase, share: float, edits: int) -> None:
             bar.set_description(f"{phase.value} {share:4.0%}")
 
-        for places, edits in (_in_a_row if sequential_edit else _side_by_side)(editor, facts, told):
+        for indices, edits in (_in_a_row if sequential_edit else _side_by_side)(editor, facts, told):
             scored = evaluate(edits, fluency=test_generation, seed=hparams.seed, progress=told)
-            scores.update(zip(places, scored, strict=True))
-            bar.update(len(places))
+            scores.update(zip(indices, scored, strict=True))
+            bar.update(len(indices))
     return [
         to_easyedit(scores[i]) | {"case_id": i, "requested_rewrite": dict(request)} for i, request in enumerate(asked)
     ]
@@ -366,7 +448,7 @@ def _in_a_row(editor: Editor, facts: Sequence[Fact], told: Progress) -> Iterator
         yield [i], edits.about([i])
 
 
-def _refuse(hparams: EasyEditHparams, others: Mapping[str, Any]) -> None:
+def _refuse(hparams: EasyEditHparams, others: Mapping[str, object]) -> None:
     known = {"keep_original_weight", "pre_edit", "pre_file", "train_ds", "loc_prompts", "eval_metric"}
     if unknown := sorted(others.keys() - known):
         raise TypeError(f"EasyEdit's edit has arguments {', '.join(unknown)} that are not known here")
@@ -395,10 +477,10 @@ def _requests(
     target_new: str | Sequence[str],
     ground_truth: str | Sequence[str | None] | None,
     rephrase_prompts: str | Sequence[str] | None,
-    locality: Mapping[str, Mapping[str, Any]] | None,
-    portability: Mapping[str, Mapping[str, Any]] | None,
+    locality: Groups | None,
+    portability: Groups | None,
     subject: str | Sequence[str] | None,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Columns, with a value for each fact, as EasyEdit's requests, one for each fact."""
     columns = {"prompt": _column(prompts), "target_new": _column(target_new)}
     n = len(columns["prompt"])
@@ -412,22 +494,22 @@ def _requests(
         for part in ("prompt", "ground_truth")
     }
     lengths = {name: len(values) for name, values in columns.items()} | {
-        ".".join(place): len(values) for place, values in groups.items()
+        ".".join(column): len(values) for column, values in groups.items()
     }
     if uneven := [f"{name} has {length}" for name, length in lengths.items() if length != n]:
         raise ValueError(f"every fact needs a value (None where it has none), and there are {n}: {', '.join(uneven)}")
-    requests: list[dict[str, Any]] = []
+    requests: list[dict[str, object]] = []
     for i in range(n):
-        request: dict[str, Any] = {name: values[i] for name, values in columns.items()}
-        request |= {"portability": {}, "locality": {}}
+        request: dict[str, object] = {name: values[i] for name, values in columns.items()}
+        probes: dict[str, dict[str, dict[str, object]]] = {"portability": {}, "locality": {}}
         for (kind, group, part), values in groups.items():
             if groups[kind, group, "prompt"][i] is not None:
-                request[kind].setdefault(group, {})[part] = values[i]
-        requests.append(request)
+                probes[kind].setdefault(group, {})[part] = values[i]
+        requests.append(request | probes)
     return requests
 
 
-def _column(values: str | Sequence[Any]) -> list[Any]:
+def _column(values: str | Sequence[object]) -> list[object]:
     return [values] if isinstance(values, str) else list(values)
 
 

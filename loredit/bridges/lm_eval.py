@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,12 +17,12 @@ class HarnessError(ValueError):
 def simple_evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[str | Mapping[str, Any]],
+    tasks: Sequence[str | Mapping[str, object]],
     *,
     attached: AbstractContextManager[object] | None = None,
     limit: int | None = None,
     batch_size: int = 16,
-    **more: Any,
+    **more: object,
 ) -> dict[str, dict[str, float]]:
     """``lm_eval.simple_evaluate`` on a model, with edits attached to it or without.
 
@@ -65,7 +64,7 @@ def simple_evaluate(
     }
 
 
-def offline(task: AbilityTask) -> dict[str, Any]:
+def offline(task: AbilityTask) -> dict[str, object]:
     """A task with questions that are read from files, as the harness takes tasks.
 
     Args:

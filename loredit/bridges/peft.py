@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import regex
 import torch
@@ -22,13 +22,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.facts import Fact
 from ..editors.base import Edits
-from ..editors.lora import LoRA, LoRAHparams, LowRank
+from ..editors.lora import LoRA, LowRank
 from ..editors.prefix import PrefixPatch
 from ..engine.files import replacing
 from ..engine.model.sites import Site, roles, sites, transposed
 from ..engine.outcome import Outcome
 from ..engine.patches.branches import Factors, LowRankBranch, SitePatch
 from ..hparams import validated
+from ..hparams.lora import LoRAHparams
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -84,7 +85,7 @@ def _factors(branch: nn.Module, edit: int) -> Factors:
     return branch.factors(edit)
 
 
-def _lora(model: nn.Module, factors: dict[str, Factors]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _lora(model: nn.Module, factors: dict[str, Factors]) -> tuple[dict[str, object], dict[str, Tensor]]:
     used = {name: f for name, f in factors.items() if f.rank}
     if not used:
         raise PeftError("it has no rank left at any site, so there is nothing to write")
@@ -104,7 +105,7 @@ def _lora(model: nn.Module, factors: dict[str, Factors]) -> tuple[dict[str, Any]
     return config, tensors
 
 
-def _prefix(patch: PrefixPatch, i: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _prefix(patch: PrefixPatch, i: int) -> tuple[dict[str, object], dict[str, Tensor]]:
     kv = patch.kv[i]  # (l, layers, 2, heads, head width), the order in which PEFT reads each row
     return {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": len(kv)}, {"prompt_embeddings": kv.flatten(1)}
 
@@ -113,6 +114,15 @@ def from_peft(
     folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact] = ()
 ) -> Edits:
     """A LoRA adapter of PEFT's as one edit of the ``lora`` editor, said to carry ``facts``.
+
+    Args:
+        folder: what PEFT's ``save_pretrained`` wrote.
+        model: what the adapter was trained on.
+        tokenizer: the model's.
+        facts: what the edit is said to carry.
+
+    Returns:
+        One edit.
 
     Raises:
         PeftError: the adapter does more than (alpha / r) B A beside linear maps (DoRA, biases, whole modules, a start
@@ -153,7 +163,7 @@ def from_peft(
     return Edits(editor, patch, (tuple(facts),), (Outcome(steps=0, loss=None),))
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         tensors = parsed((folder / _WEIGHTS).read_bytes())
@@ -184,7 +194,7 @@ _HARMLESS_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 def _pairs(
-    config: dict[str, Any], tensors: dict[str, Tensor], known: dict[str, Site]
+    config: dict[str, object], tensors: dict[str, Tensor], known: dict[str, Site]
 ) -> tuple[dict[str, Factors], list[str]]:
     faults = [f"{key} is {value!r}: not a plain LoRA" for key, value in config.items() if value and key not in _PLAIN]
     if (start := config.get("init_lora_weights")) not in _HARMLESS_STARTS:
@@ -209,8 +219,8 @@ def _pairs(
             faults.append(f"{name}: factors of {shapes}, expected A (r, {site.inputs}) and B ({site.outputs}, r)")
             continue
         try:
-            alpha = float(_alpha(config, name))
-        except (TypeError, ValueError, OverflowError, TimeoutError, regex.error):
+            alpha = _alpha(config, name)
+        except (ValueError, TimeoutError, regex.error):
             faults.append(f"{name}: no number alpha in lora_alpha and alpha_pattern")
             continue
         factors[name] = Factors(ab["A"], ab["B"], alpha * (rank**0.5 if config.get("use_rslora") else 1))
@@ -219,13 +229,14 @@ def _pairs(
     return factors, faults
 
 
-def _alpha(config: dict[str, Any], name: str) -> Any:
+def _alpha(config: dict[str, object], name: str) -> float:
     """The site's alpha, by PEFT's rule: the first key that matches the end of the name. Raises ValueError."""
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise ValueError("alpha_pattern is no mapping")
-    for key, alpha in patterns.items():
-        # A pattern is a stranger's: one that backtracks for ever is given up.
-        if regex.match(rf"(.*\.)?({key})$", name, timeout=_SECONDS):
-            return alpha
-    return config.get("lora_alpha", 8)
+    # A pattern is a stranger's: one that backtracks for ever is given up.
+    keys = (key for key in patterns if regex.match(rf"(.*\.)?({key})$", name, timeout=_SECONDS))
+    found = next((patterns[key] for key in keys), config.get("lora_alpha", 8))
+    if not isinstance(found, (int, float)):
+        raise ValueError("alpha is no number")
+    return float(found)

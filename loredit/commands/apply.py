@@ -11,7 +11,7 @@ import typer
 from .. import data as facts_of
 from .. import hparams as presets
 from ..engine.files import locked
-from .common import Device, Dtype, Set, check_names, err, explained, out, printable, quiet, say_learned, size
+from .common import Device, Dtype, Set, err, explained, out, printable, quiet, say_learned, size
 from .grow import add as add_to
 from .unfinished import UNFINISHED, unfinished
 
@@ -35,7 +35,7 @@ def apply(
     limit: Annotated[int | None, typer.Option(min=1, help="Edit this many facts at most.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out faulty records of the list.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run; each finished batch of edits was kept.")
+        bool, typer.Option("--resume", help="Go on with an interrupted run; each finished batch of edits was stored.")
     ] = False,
     add: Annotated[
         bool,
@@ -58,18 +58,18 @@ def apply(
         add_to(folder, data, limit=limit, skip_bad=skip_bad, resume=resume, model=model, device=device)
         return
     with explained():
-        check_names(editor, hparams)
-        _may_write(folder, resume)
-        overrides = presets.parsed(set_ or [])
+        settings = presets.settings(editor, hparams, presets.parsed(set_ or []) | ({"model": model} if model else {}))
         loaded_facts = facts_of.load(data, skip_bad=skip_bad)
+        _may_write(folder, resume)
         quiet()
 
         from .. import editors
+        from ..engine.model.loading import load as load_model
 
         with locked(folder):
             _may_write(folder, resume)  # again, now that nobody else writes
-            where = model or overrides.pop("model", None)
-            method = editors.editor(editor, hparams, model=where, seed=seed, device=device, dtype=dtype, **overrides)
+            loaded = load_model(settings.model, device=device, dtype=dtype)
+            method = editors.find(editor)(loaded.model, loaded.tokenizer, settings, seed=seed)
             facts = loaded_facts.facts[:limit]
             with unfinished(folder, resume) as checkpoint:
                 if mode is Mode.batch:

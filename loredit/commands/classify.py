@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from .. import hparams as presets
+from ..evaluation.tuning.methods import settings
 from .common import Device, Dtype, Set, explained, out, quiet
 
 # \b keeps the lines of a paragraph as they are.
@@ -66,6 +68,8 @@ def classify(
 ) -> None:
     with explained():
         overrides = presets.parsed(set_ or [])
+        settings(editor, "classification", hparams, overrides)
+
         from transformers.utils.logging import set_verbosity_error
 
         try:
@@ -104,9 +108,7 @@ def classify(
     out.print(f"results in {result.folder}; to look at: {result.folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
-def _table(metrics: dict[str, Any], title: str) -> Any:
-    from rich.table import Table
-
+def _table(metrics: dict[str, Any], title: str) -> Table:
     table = Table(title=title, title_justify="left")
     for column in ("split", "metric", "mean", "std"):
         table.add_column(column, justify="left" if column in ("split", "metric") else "right")

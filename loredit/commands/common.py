@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pkgutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from .. import hparams as presets
-from ..data.messages import listed, unknown
+from ..data.messages import listed
 
 if TYPE_CHECKING:
     from ..editors import Edits
@@ -64,7 +61,7 @@ def printable(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """:func:`printable`, for a place where rich would read markup."""
+    """:func:`printable`, for where rich would read markup."""
     return escape(printable(text))
 
 
@@ -90,16 +87,6 @@ def explained(resumable: str = "") -> Iterator[None]:
         if resumable:
             err.print(resumable, markup=False)
         raise typer.Exit(INTERRUPTED) from None
-
-
-def check_names(editor: str, preset: str) -> None:
-    """Refuse an unknown editor or preset without importing torch, which takes seconds. Raises ValueError."""
-    spec = find_spec("loredit.editors")
-    places = (spec and spec.submodule_search_locations) or []
-    known = sorted(m.name for m in pkgutil.iter_modules(places) if m.name != "base" and not m.ispkg)
-    if editor not in known:
-        raise ValueError(unknown("editor", editor, known))
-    presets.find(editor, preset)
 
 
 def quiet() -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from .. import hparams as presets
+from ..evaluation.tuning.methods import settings
 from .common import Device, Dtype, Set, explained, out, quiet
 
 # \b keeps the lines of a paragraph as they are.
@@ -69,6 +71,8 @@ def generate(
 ) -> None:
     with explained(RESUMABLE):
         overrides = presets.parsed(set_ or [])
+        settings(editor, "generation", hparams, overrides)
+
         from ..evaluation.generation.decoding import Beam
         from ..evaluation.generation.metrics import named
         from ..evaluation.generation.runs import run
@@ -109,9 +113,7 @@ def generate(
     out.print(f"results in {result.folder}", markup=False, soft_wrap=True)
 
 
-def _table(metrics: dict[str, Any], title: str) -> Any:
-    from rich.table import Table
-
+def _table(metrics: dict[str, Any], title: str) -> Table:
     table = Table(title=title, title_justify="left")
     for column in ("metric", "mean", "std"):
         table.add_column(column, justify="left" if column == "metric" else "right")

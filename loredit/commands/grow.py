@@ -23,7 +23,7 @@ Data = Annotated[str, typer.Option(help="Facts: a JSON, JSONL or CSV file, - for
 Limit = Annotated[int | None, typer.Option(min=1, help="Take this many facts of the list at most.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out faulty records of the list.")]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with an interrupted run; each finished batch of edits was kept.")
+    bool, typer.Option("--resume", help="Go on with an interrupted run; each finished batch of edits was stored.")
 ]
 
 
@@ -45,10 +45,11 @@ def add(
     loredit add my-edits --data more.json
     """
     with explained():
+        listed = facts_of.load(data, skip_bad=skip_bad)  # first: what comes next imports torch
+
         from ..engine.storage.manifest import read_manifest
 
         read_manifest(folder)  # a folder that holds no edits gets no lock either
-        listed = facts_of.load(data, skip_bad=skip_bad)
         quiet()
         with locked(folder):
             new = fresh(read_manifest(folder), listed.facts[:limit])
@@ -77,10 +78,11 @@ def update(
     loredit update my-edits --data corrected.json
     """
     with explained():
+        listed = facts_of.load(data, skip_bad=skip_bad)
+
         from ..engine.storage.manifest import read_manifest
 
         read_manifest(folder)
-        listed = facts_of.load(data, skip_bad=skip_bad)
         quiet()
         with locked(folder):
             new = replacing(read_manifest(folder), listed.facts[:limit])
@@ -106,10 +108,11 @@ def calibrate(
     loredit calibrate my-edits --data like-mine.json
     """
     with explained():
+        facts = None if data is None else facts_of.load(data).facts[:limit]
+
         from ..engine.storage.manifest import read_manifest
 
         read_manifest(folder)
-        facts = None if data is None else facts_of.load(data).facts[:limit]
         quiet()
 
         from ..session import loaded_for

@@ -10,7 +10,7 @@ import typer
 
 from .. import data as facts_of
 from .. import hparams as presets
-from .common import Device, Dtype, Gpus, Ray, Set, Workers, check_names, explained, out, printable, quiet, spread
+from .common import Device, Dtype, Gpus, Ray, Set, Workers, explained, out, printable, quiet, spread
 
 if TYPE_CHECKING:
     from ..evaluation.scoring import Measure
@@ -171,10 +171,10 @@ def run(
     ] = False,
 ) -> None:
     points = _numbers(checkpoints)
-    with explained("interrupted; the facts that are finished are kept. The same command with --resume goes on."):
+    with explained("interrupted; the facts that are finished are stored. The same command with --resume goes on."):
         # What can be told without torch, whose import takes seconds, is told first.
-        check_names(editor, hparams)
         overrides = presets.parsed(set_ or [])
+        presets.settings(editor, hparams, overrides)
         facts_given = facts_of.load(data, skip_bad=skip_bad)
         quiet()
 

@@ -31,8 +31,8 @@ def show(
 
         manifest, tensors = read_both(folder)
         if fact is not None:
-            for place in _named(manifest, fact):
-                _one(manifest, *place)
+            for edit, index in _named(manifest, fact):
+                _one(manifest, edit, index)
             return
         stored = {n: t for n, t in tensors.items() if not n.startswith(STORE)}
         table = Table(title=plain(f"{manifest.editor} on {manifest.model} ({manifest.dtype}), seed {manifest.seed}"))
@@ -61,24 +61,26 @@ def _went(manifest: Manifest, outcome: Outcome, fact: int) -> tuple[str, str, st
 
 
 def _routing(manifest: Manifest) -> str:
-    kept = manifest.routing or {}
-    if "encoder" not in kept:
+    routing = manifest.routing or {}
+    if "encoder" not in routing:
         return "prompts are found by an index of an earlier release, which is made anew when it is used"
-    fitted = f"{kept['fitted_to']} of these facts" if kept["fitted_to"] else "the samples or facts that were named"
-    threshold = kept["calibration"]["threshold"]
-    return f"prompts are found by {kept['encoder']}, from a score of {threshold:.3f} on; calibrated on {fitted}"
+    fitted = (
+        f"{routing['fitted_to']} of these facts" if routing["fitted_to"] else "the samples or facts that were named"
+    )
+    threshold = routing["calibration"]["threshold"]
+    return f"prompts are found by {routing['encoder']}, from a score of {threshold:.3f} on; calibrated on {fitted}"
 
 
 def _named(manifest: Manifest, name: str) -> list[tuple[int, int]]:
-    """The facts that are meant, as edit and place in it: by case id, else by subject, else by words of the prompt."""
+    """The facts that are meant, as edit and index in it: by case id, else by subject, else by words of the prompt."""
     from ..data.messages import listed
     from ..store.text import folded
 
-    places = [(e, i) for e, facts in enumerate(manifest.facts) for i in range(len(facts))]
+    every = [(e, i) for e, facts in enumerate(manifest.facts) for i in range(len(facts))]
     wanted = folded(name)
 
     def those(says: str) -> list[tuple[int, int]]:
-        return [(e, i) for e, i in places if _says(manifest.facts[e][i], says, wanted)]
+        return [(e, i) for e, i in every if _says(manifest.facts[e][i], says, wanted)]
 
     for way in ("case", "subject", "prompt"):
         if found := those(way):
@@ -95,12 +97,12 @@ def _says(fact: Fact, way: str, wanted: str) -> bool:
     return wanted == folded(fact.case_id if way == "case" else fact.subject or "")
 
 
-def _one(manifest: Manifest, edit: int, place: int) -> None:
-    fact, outcome = manifest.facts[edit][place], manifest.outcomes[edit]
+def _one(manifest: Manifest, edit: int, index: int) -> None:
+    fact, outcome = manifest.facts[edit][index], manifest.outcomes[edit]
     table = Table(title=plain(fact.case_id), show_header=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    learned, steps, loss = _went(manifest, outcome, place)
+    learned, steps, loss = _went(manifest, outcome, index)
     others = [other.case_id for other in manifest.facts[edit] if other != fact]
     rows = [
         ("prompt", fact.prompt),

@@ -9,7 +9,7 @@ import typer
 
 from .. import data as facts_of
 from .. import hparams as presets
-from .common import Device, Dtype, Set, check_names, explained, out, printable, quiet
+from .common import Device, Dtype, Set, explained, out, printable, quiet
 
 if TYPE_CHECKING:
     from ..evaluation.search import Found
@@ -46,19 +46,21 @@ def tune(
     loredit tune my-model.yaml --editor roselora --model path/to/model --data my-facts.json --minutes 30
     """
     with explained("interrupted; the trials that are finished are kept. The same command goes on."):
-        check_names(editor, hparams)
         if output.suffix != ".yaml":
             raise ValueError(f"a preset is a .yaml file, not {output}")
         overrides = presets.parsed(set_ or [])
+        settings = presets.settings(editor, hparams, overrides | ({"model": model} if model else {}))
         loaded = facts_of.load(data)
         facts = loaded.facts[offset : offset + limit]
         quiet()
 
-        from .. import editors
+        from ..editors import find
+        from ..engine.model.loading import load as load_model
         from ..engine.progress import shown
         from ..evaluation.search import search, written
 
-        method = editors.editor(editor, hparams, model=model, seed=seed, device=device, dtype=dtype, **overrides)
+        on = load_model(settings.model, device=device, dtype=dtype)
+        method = find(editor)(on.model, on.tokenizer, settings, seed=seed)
         folder = output.with_suffix("")
         with shown(True) as told:
             found = search(

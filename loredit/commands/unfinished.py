@@ -1,4 +1,4 @@
-"""Where a command keeps the batches of edits that are finished, until all are."""
+"""Where a command puts the batches of edits that are finished, until all are."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def unfinished(folder: Path, resume: bool) -> Iterator[Path]:
     Raises:
         ValueError: an interrupted run has left some, and ``resume`` is not asked for.
     """
-    kept, over = folder / UNFINISHED, folder / _FINISHED
+    batches, over = folder / UNFINISHED, folder / _FINISHED
     shutil.rmtree(over, ignore_errors=True)  # of a run that was killed at its very end
-    if kept.exists() and not resume:
-        raise ValueError(f"{folder} holds edits of an interrupted run; --resume goes on with it, or delete {kept}")
+    if batches.exists() and not resume:
+        raise ValueError(f"{folder} holds edits of an interrupted run; --resume goes on with it, or delete {batches}")
     try:
-        yield kept
+        yield batches
     except KeyboardInterrupt:
-        if kept.exists():
-            err.print("interrupted; the batches that are finished are kept. The same command with --resume goes on.")
+        if batches.exists():
+            err.print("interrupted; the batches that are finished are stored. The same command with --resume goes on.")
         raise
-    if kept.exists():
-        shutil.rmtree(kept.rename(over))  # renamed first, so that there are always all batches or none
+    if batches.exists():
+        shutil.rmtree(batches.rename(over))  # renamed first, so that there are always all batches or none

@@ -1,1 +1,1 @@
-"""Many edits kept together, each used only for the prompts that it is about."""
+"""Many edits together, each used only for the prompts that it is about."""

@@ -91,8 +91,8 @@ class Router:
 
     Example:
         >>> router = Router(Sentences("minilm-l6"))  # doctest: +SKIP
-        >>> router.add(facts)
-        >>> [(route.edit, route.score) for route in router.route(["What is France's capital?"])]
+        >>> router.add(facts)  # doctest: +SKIP
+        >>> [(route.edit, route.score) for route in router.route(["What is France's capital?"])]  # doctest: +SKIP
         [(0, 0.98)]
     """
 
@@ -126,7 +126,7 @@ class Router:
 
         Args:
             facts: what prompts may be about.
-            edits: the edit of each, by which :class:`Route` names it; its place in the router if not given.
+            edits: the edit of each, by which :class:`Route` names it; its index in the router if not given.
         """
         texts = [plain(fact.prompt) for fact in facts]
         readings = self.encoder.read(texts)
@@ -194,8 +194,8 @@ class Router:
         """Fit weights, threshold and margin to facts by their rephrasings and their locality probes.
 
         Args:
-            facts: facts like those to be kept. Where the router holds all of them, they are looked for among all that
-                it holds.
+            facts: like those that are to be added. Where the router holds all of them, they are looked for among all
+                that it holds.
             beside: other facts whose rephrasings and probes the weights are fitted to as well, so that one kind of
                 probe does not make all of them; the samples if not given. Their probes set the threshold where
                 ``facts`` have none.

@@ -1,4 +1,4 @@
-"""Many edits kept together, each used only for prompts that it is about (:mod:`.routing` says how that is found)."""
+"""Many edits together, each used only for prompts that it is about (:mod:`.routing` says how that is found)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _ENOUGH = 20  # facts with rephrasings and probes from which on a store calibrat
 _MOST = 300  # facts that it calibrates itself on
 
 
-class Kept(BaseModel):
+class Routing(BaseModel):
     """What the manifest says of a store's routing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,8 +71,8 @@ class EditStore:
 
     Example:
         >>> store = EditStore(model, tokenizer)  # doctest: +SKIP
-        >>> store.add(edits)
-        >>> with store.on(["What is France's capital?"]) as routes:
+        >>> store.add(edits)  # doctest: +SKIP
+        >>> with store.on(["What is France's capital?"]) as routes:  # doctest: +SKIP
         ...     model.generate(...)
     """
 
@@ -132,8 +132,14 @@ class EditStore:
     def add(self, edits: Edits) -> None:
         """Keep these edits too; a failed one is left out. The facts that are here already are not embedded again.
 
+        Args:
+            edits: of the kind and model of those that are here.
+
         Raises:
             EditsError: there is nothing to add, a case is here already, or these are edits of another kind or model.
+
+        Example:
+            >>> store.add(editor.edit_each(facts))  # doctest: +SKIP
         """
         good = [e for e, outcome in enumerate(edits.outcomes) if not outcome.error]
         edits = edits.taken(good)
@@ -168,7 +174,17 @@ class EditStore:
                 )
 
     def remove(self, case_id: str) -> None:
-        """Forget the edit of a case. One that carries other facts too, or none, is an EditsError."""
+        """Forget the edit of a case.
+
+        Args:
+            case_id: of the one fact that the edit carries.
+
+        Raises:
+            EditsError: there is no such case, or its edit carries other facts too.
+
+        Example:
+            >>> store.remove("france")  # doctest: +SKIP
+        """
         found = edit_of(self._facts, case_id)
         alone(self._facts[found], case_id)
         rest = [e for e in range(len(self)) if e != found]
@@ -180,10 +196,22 @@ class EditStore:
     def calibrate(
         self, facts: Sequence[Fact] | None = None, *, strays: float = 0.05, wrong: float = 0.015
     ) -> Calibration:
-        """Fit the routing to facts like those to be kept (:meth:`Router.calibrate`); the store's own if not given.
+        """Fit the routing to facts like those that are to be added (:meth:`Router.calibrate`).
+
+        Args:
+            facts: with rephrasings and locality probes; the store's own if not given.
+            strays: share of the probes that may get an edit.
+            wrong: share of the rephrasings that may get a wrong one.
+
+        Returns:
+            The numbers that routing judges by from now on.
 
         Raises:
             ValueError: none of the facts has a rephrasing.
+
+        Example:
+            >>> store.calibrate(facts).threshold  # doctest: +SKIP
+            0.62
         """
         own = [fact for facts in self._facts for fact in facts if fact.rephrase_prompts]
         chosen = _spread(own, _MOST) if facts is None else facts
@@ -200,21 +228,39 @@ class EditStore:
             self._fitted_to = len(usable)
 
     def route(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[Route]:
-        """Where each prompt (a text or its token ids) goes: the edit's index or -1, the fact, and the score."""
+        """Where each prompt goes; nothing is attached.
+
+        Args:
+            prompts: texts, or their token ids.
+
+        Returns:
+            For each the edit's index or -1, the fact, and the score.
+
+        Example:
+            >>> store.route(["What is France's capital?"])[0].fact.case_id  # doctest: +SKIP
+            'france'
+        """
         return self._router.route([p if isinstance(p, str) else str(self.tokenizer.decode([*p])) for p in prompts])
 
     @contextmanager
     def on(
         self, prompts: Sequence[str] | Sequence[Sequence[int]] | Tensor, mask: Tensor | None = None
     ) -> Iterator[list[Route]]:
-        """While open, row r of a batch is computed with the edit that ``prompts[r]`` is about; yields the routes.
+        """While open, row r of a batch is computed with the edit that ``prompts[r]`` is about.
 
         Args:
             prompts: texts, lists of token ids, or the batch's ids (R, T).
             mask: the batch's attention mask (R, T), where ``prompts`` is a tensor.
 
+        Yields:
+            The routes.
+
         Raises:
             RuntimeError: edits are attached to the model already.
+
+        Example:
+            >>> with store.on(prompts) as routes:  # doctest: +SKIP
+            ...     model.generate(**inputs)
         """
         if isinstance(prompts, Tensor):
             mask = torch.ones_like(prompts) if mask is None else mask
@@ -227,7 +273,18 @@ class EditStore:
 
     @contextmanager
     def with_edits(self, rows: Sequence[int]) -> Iterator[None]:
-        """While open, row r of a batch is computed with edit ``rows[r]``, or with none where it is -1."""
+        """While open, row r of a batch is computed with edit ``rows[r]``.
+
+        Args:
+            rows: an edit's index for each row, -1 for none.
+
+        Yields:
+            Nothing; the model itself is what is used.
+
+        Example:
+            >>> with store.with_edits([0, -1]):  # doctest: +SKIP
+            ...     model(**two_rows)
+        """
         needed = sorted({row for row in rows if row >= 0})
         with rows_counted(self.model, len(rows)), self._attached(needed, rows):
             yield
@@ -235,8 +292,8 @@ class EditStore:
     def _attached(self, needed: Sequence[int], rows: Sequence[int]) -> AbstractContextManager[None]:
         if not needed:
             return nullcontext()
-        places = {edit: i for i, edit in enumerate(needed)}
-        here = Rows([places.get(row, -1) for row in rows], len(needed), self.model.device)
+        at = {edit: i for i, edit in enumerate(needed)}
+        here = Rows([at.get(row, -1) for row in rows], len(needed), self.model.device)
         return self._patch(needed).attached(self.model, here)
 
     def _patch(self, edits: Sequence[int]) -> Patch:
@@ -247,7 +304,17 @@ class EditStore:
         return self._frame.patch.rebuilt(tensors | rest).trimmed()
 
     def edits(self) -> Edits:
-        """All edits, unpacked."""
+        """All edits, unpacked.
+
+        Returns:
+            Edits as an editor gives them.
+
+        Raises:
+            EditsError: the store is empty.
+
+        Example:
+            >>> store.edits().save("my-edits")  # doctest: +SKIP
+        """
         if self._frame is None:
             raise EditsError("the store is empty")
         return Edits(self._frame.editor, self._patch(range(len(self))), tuple(self.facts), tuple(self._outcomes))
@@ -256,16 +323,25 @@ class EditStore:
         """Write the edits as :meth:`Edits.save` does (and ``Edits.load`` reads them), with the index beside them.
 
         A folder that holds edits already holds either those or these at every moment.
+
+        Args:
+            folder: made if there is none.
+
+        Raises:
+            EditsError: the store is empty.
+
+        Example:
+            >>> store.save("my-edits")  # doctest: +SKIP
         """
         if self._frame is None:
             raise EditsError("the store is empty; there is nothing to save")
         router = self._router
-        kept = Kept(encoder=router.encoder.name, calibration=router.calibration, fitted_to=self._fitted_to)
+        routing = Routing(encoder=router.encoder.name, calibration=router.calibration, fitted_to=self._fitted_to)
         manifest = manifest_of(self._frame).model_copy(
             update={
                 "facts": tuple(self.facts),
                 "outcomes": tuple(self._outcomes),
-                "routing": kept.model_dump(mode="json"),
+                "routing": routing.model_dump(mode="json"),
             }
         )
         write(Path(folder), manifest, self._tensors | {STORE + name: t for name, t in router.tensors().items()})
@@ -287,9 +363,15 @@ class EditStore:
             encoder: another encoder than the one that the folder names, as in the constructor; the facts are embedded
                 again, as those of a folder of earlier releases are.
 
+        Returns:
+            The store.
+
         Raises:
             EditsError: the folder holds no edits, damaged ones, or those of another model.
             ModelError: the encoder cannot be loaded.
+
+        Example:
+            >>> store = EditStore.load("my-edits", model, tokenizer)  # doctest: +SKIP
         """
         folder = Path(folder)
         manifest, tensors = read_both(folder)
@@ -304,20 +386,22 @@ class EditStore:
         if wrong := [name for name, t in tensors.items() if t.shape[:1] != (len(facts),)]:
             raise damaged(folder, [f"{name}: not of {len(facts)} edits" for name in wrong])
         first = filled(folder, editor.untrained([0]), {name: taken(t, [0]) for name, t in tensors.items()}, 1)
-        kept = _kept(folder, manifest)
-        same = kept is not None and encoder in (None, kept.encoder)
-        named = encoder or (kept.encoder if kept else DEFAULT)
-        store = EditStore(model, tokenizer, encoder=named, calibration=kept.calibration if kept and same else None)
+        routing = _routing(folder, manifest)
+        same = routing is not None and encoder in (None, routing.encoder)
+        named = encoder or (routing.encoder if routing else DEFAULT)
+        store = EditStore(
+            model, tokenizer, encoder=named, calibration=routing.calibration if routing and same else None
+        )
         store._frame = Edits(editor, first, facts[:1], manifest.outcomes[:1])
         store._facts, store._outcomes, store._tensors = [*facts], [*manifest.outcomes], tensors
         every = [fact for carried in facts for fact in carried]
         owner = [e for e, carried in enumerate(facts) for _ in carried]
-        if kept and same:
+        if routing and same:
             try:
                 store._router.restore(every, owner, index)
             except ValueError as error:
                 raise damaged(folder, [f"its index: {error}"]) from None
-            store._fitted_to, store._calibrates = kept.fitted_to, True
+            store._fitted_to, store._calibrates = routing.fitted_to, True
         else:
             logger.warning("%s: %s embedded anew with %s", folder, _count(every), store._router.encoder.name)
             store._router.add(every, owner)
@@ -325,13 +409,13 @@ class EditStore:
         return store
 
 
-def _kept(folder: Path, manifest: Manifest) -> Kept | None:
+def _routing(folder: Path, manifest: Manifest) -> Routing | None:
     """What a manifest says of routing; None where an earlier release wrote it, whose index is of no use now."""
     values = manifest.routing or {}
     if "layer" in values:
         return None
     try:
-        return Kept.model_validate(values)
+        return Routing.model_validate(values)
     except ValidationError as error:
         faults = [f"routing.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise damaged(folder / MANIFEST, faults) from None
@@ -346,4 +430,4 @@ def _count(facts: Sequence[Fact]) -> str:
     return f"{len(facts)} fact{'s' * (len(facts) != 1)}"
 
 
-__all__ = ["BASE", "DEFAULT", "EditStore", "Kept"]
+__all__ = ["BASE", "DEFAULT", "EditStore", "Routing"]

@@ -1,4 +1,4 @@
-"""Texts as routing compares them: words without case and accents, a subject's place in a prompt, a chat's question."""
+"""Texts as routing compares them: words without case and accents, a subject in a prompt, a chat's question."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ def found(name: Sequence[str], said: Sequence[Word]) -> tuple[float, tuple[int, 
     Returns:
         1 for the name as it is. The share of common letters (Ratcliff and Obershelp's, of ``difflib``) for a spelling
         that reaches ``FUZZY``. Else half the share of the name's letters that stand in the text as whole words
-        ("Einstein" for "Albert Einstein": 0.29), with no place.
+        ("Einstein" for "Albert Einstein": 0.29), and None.
 
     Example:
         >>> found(name_of("The Beatles"), words("Who founded the beatles' label?"))
-        (1.0, (12, 23))
+        (1.0, (16, 23))
     """
     n, here = len(name), [w.text for w in said]
     if not n:
@@ -140,10 +140,10 @@ def asked(prompt: str) -> str:
     turned = _TURN.sub(lambda m: f"\n{_TURNS.get(m.group()) or m.group()[2:-2]}\n", prompt)
     marked = _MARK.sub("\n\n", turned)
     turns: list[tuple[str, str]] = []
-    places = list(_ROLE.finditer(marked))
-    ends = [*(place.start() for place in places[1:]), len(marked)]
-    for place, end in zip(places, ends, strict=bool(places)):
-        turns.append((place.group(1).lower(), marked[place.end() : end].strip()))
+    roles = list(_ROLE.finditer(marked))
+    ends = [*(role.start() for role in roles[1:]), len(marked)]
+    for role, end in zip(roles, ends, strict=bool(roles)):
+        turns.append((role.group(1).lower(), marked[role.end() : end].strip()))
     said = [text for role, text in turns if role in _ASKING and text]
     return said[-1] if said else marked.strip()
 
@@ -154,12 +154,12 @@ def windows(prompt: str) -> list[str]:
     Example:
         >>> windows("Read this first. What is the capital of France? It is")
         ['Read this first. What is the capital of France It is', 'What is the capital of France It is', \
-'What is the capital of France']
+'What is the capital of France', 'Read this first.']
     """
     text = asked(prompt)
     sentences = [s for s in _SENTENCE.split(text) if s and s.strip()]
-    kept = [" ".join(text.split()[-_MOST_WORDS:])]
+    parts = [" ".join(text.split()[-_MOST_WORDS:])]
     if len(sentences) > 1:
-        kept += [" ".join(sentences[-2:]), *reversed(sentences[-_SENTENCES:])]
-        kept[1:] = [s for s in kept[1:] if content(words(s))]
-    return list(dict.fromkeys(plain(window) for window in kept if plain(window))) or [plain(prompt) or prompt]
+        parts += [" ".join(sentences[-2:]), *reversed(sentences[-_SENTENCES:])]
+        parts[1:] = [s for s in parts[1:] if content(words(s))]
+    return list(dict.fromkeys(plain(window) for window in parts if plain(window))) or [plain(prompt) or prompt]

@@ -65,7 +65,7 @@ def test_a_random_mask_has_the_same_share_is_fixed_and_belongs_to_its_edit(pair,
 
     def noted(branch, steps):
         after_step(branch, steps)
-        if branch.place == 0:
+        if branch.salt == 0:
             masks.append(branch.a.detach()[0] != 0)
 
     monkeypatch.setattr(study.RandomlyKept, "after_step", noted)

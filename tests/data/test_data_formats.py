@@ -20,7 +20,7 @@ import pytest
 from where import ROOT, SHARED
 
 from loredit import data
-from loredit.data import FactError, Probe, counterfact, fact_list, knowedit, zsre
+from loredit.data import FactError, Probe, counterfact, fact_list, knowedit, qaedit, zsre
 
 MEND = {
     "subject": "Ada",
@@ -260,3 +260,21 @@ def test_every_record_of_counterfact_arrives() -> None:
         assert (fact.ground_truth, fact.rephrase_prompts) == ((record["ground_truth"],), (record["rephrase_prompt"],))
         probe = Probe(prompt=record["locality_prompt"], answers=(record["locality_ground_truth"],))
         assert (fact.locality, fact.portability) == ({"neighborhood": (probe,)}, {})
+
+
+def test_qaedit(tmp_path: Path) -> None:
+    record = {
+        "id": 7,
+        "source": "NQ",
+        "prompt": "who wrote the song",
+        "target": "Ann",
+        "subject": "the song",
+        "rephrase": "Who is the song's author?",
+        "locality": [{"loc": "who is bob", "loc_ans": "a man"}, {"loc": "who is eve", "loc_ans": "a woman"}],
+    }
+    path = write(tmp_path, record)
+    [fact] = qaedit.load(path)
+    assert (fact.case_id, fact.subject, fact.rephrase_prompts) == ("0", "the song", ("Who is the song's author?",))
+    probes = fact.locality["neighborhood"]
+    assert [(probe.prompt, *probe.answers) for probe in probes] == [("who is bob", "a man"), ("who is eve", "a woman")]
+    assert data.load(path).facts == [fact]

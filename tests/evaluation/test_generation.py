@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from loredit import editors
 from loredit.cli import app
 from loredit.data import e2e
 from loredit.data.pairs import Item, Pair
@@ -73,10 +72,7 @@ def logits(on: LoadedModel, patch: Any, edit: int) -> Tensor:
         return on.model(ids).logits
 
 
-TRAINED = [name for name in editors.available() if issubclass(editors.find(name), editors.TrainedEditor)]
-
-
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", methods.TRAINED)
 def test_a_seed_trained_beside_others_is_as_it_would_be_alone(name):
     on = loaded("llama")
     together, alone = trained(on, name, [3, 5]), trained(on, name, [5])
@@ -248,7 +244,7 @@ def command(data: Path, editor: str, *more: str) -> Any:
     return CliRunner().invoke(app, arguments)
 
 
-@pytest.mark.parametrize("editor", [*editors.available(), runs.FULL, runs.TOP2])
+@pytest.mark.parametrize("editor", [*methods.TRAINED, runs.FULL, runs.TOP2])
 def test_every_preset_runs_from_data_to_scores(editor, tiny_runs):
     result = command(tiny_runs, editor, "--seeds", "2", "--output", "out")
     assert result.exit_code == 0, result.output

@@ -81,7 +81,7 @@ def random_facts(count: int, seed: int = 0) -> list[FactScores]:
             Seen(
                 answers=tuple(map(score, lengths)),
                 contrast=score(rival) if rival else None,
-                generated=rng.choice(["Paris.", " the Paris", "Rome", ""]),
+                generated=rng.choice(["Paris.", " the Paris", "It is Paris, of course", "Rome", ""]),
             )
             for _ in range(2)
         ]
@@ -99,6 +99,7 @@ def random_facts(count: int, seed: int = 0) -> list[FactScores]:
     for i in range(count):
         probes = [random_probe("rewrite", "rewrite", 1)]
         probes += [random_probe("rephrase", "rephrase", 1) for _ in range(rng.randint(1, 3))]
+        probes += [random_probe("chat", "chat", 1) for _ in range(rng.randint(0, 2))]
         for kind in ("locality", "portability"):
             for group in "xyz"[: rng.randint(0, 3)]:
                 probes += [random_probe(kind, group, rng.randint(1, 3)) for _ in range(rng.randint(1, 2))]
@@ -167,6 +168,10 @@ def generation(side: str):
     return lambda one: float(getattr(one, side).generated in ("Paris.", " the Paris"))
 
 
+def holding(side: str):
+    return lambda one: float("paris" in getattr(one, side).generated.lower())
+
+
 def changed_generation(_side: str):
     paris = ("Paris.", " the Paris")
     return lambda one: float(
@@ -177,17 +182,23 @@ def changed_generation(_side: str):
 REFERENCES = {
     "edit_success": ("rewrite", easyedit),
     "generalization": ("rephrase", easyedit),
+    "chat": ("chat", easyedit),
     "portability": ("portability", easyedit),
     "locality": ("locality", lambda _: lambda one: sum(one.same) / len(one.same)),
     "locality_truth": ("locality", easyedit),
     "strict_edit_success": ("rewrite", all_right),
     "strict_generalization": ("rephrase", all_right),
+    "strict_chat": ("chat", all_right),
     "strict_portability": ("portability", all_right),
     "strict_locality": ("locality", lambda _: lambda one: float(min(one.same))),
     "generation_edit_success": ("rewrite", generation),
     "generation_generalization": ("rephrase", generation),
+    "generation_chat": ("chat", generation),
     "generation_portability": ("portability", generation),
     "generation_locality": ("locality", changed_generation),
+    "contains_edit_success": ("rewrite", holding),
+    "contains_generalization": ("rephrase", holding),
+    "contains_chat": ("chat", holding),
     "probability_edit_success": ("rewrite", lambda side: rome(side, False)),
     "probability_generalization": ("rephrase", lambda side: rome(side, False)),
     "probability_locality": ("locality", lambda side: rome(side, False)),

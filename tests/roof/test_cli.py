@@ -71,11 +71,7 @@ def loaded(made):
     return load_model(str(made / "model"), dtype="float32")
 
 
-def test_help_comes_fast_and_teaches():
-    program = (
-        "import sys; from loredit.cli import app; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", program], check=False, cwd=ROOT).returncode == 0
+def test_help_teaches():
     told = run("--help")
     assert 'loredit ask my-edits "The capital of France is"' in told
     for command in ("apply", "show", "ask", "chat", "merge", "export", "remove"):

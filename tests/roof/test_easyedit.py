@@ -397,6 +397,24 @@ def test_undoing_a_sequential_edit_goes_back_to_the_one_before(folder, method):
         torch.testing.assert_close(logits(model), logits(other))
 
 
+@pytest.mark.parametrize("copy", [False, True])
+def test_an_attached_edit_of_other_settings_is_to_be_undone_first(copy, folder):
+    model, tok = loaded(folder)
+    first, second, _ = requests()
+    h = hparams("adapter", folder)
+    _, undo = bridge.apply(model, tok, [first], h, return_orig_weights=True)
+    once = logits(model)
+    h.settings = h.settings.model_copy(update={"lr": 1e-4})
+    for settings in (h, hparams("prefix", folder)):
+        with pytest.raises(
+            RuntimeError, match=r"other settings .* is attached to the model; undo it first \(by the func"
+        ):
+            bridge.apply(model, tok, [second], settings, copy=copy)
+    assert torch.equal(logits(model), once)
+    undo()
+    bridge.apply(model, tok, [second], h)
+
+
 @pytest.mark.parametrize("method", ["adapter", "finetune"])
 def test_an_edit_that_fails_leaves_those_before(folder, method):
     model, tok = loaded(folder)

@@ -27,6 +27,30 @@ def test_the_loss_of_one_edit_is_the_mean_of_its_facts_and_of_its_anchors(positi
     assert sum(kl) > 1e-3
 
 
+@pytest.mark.parametrize("stop", [{"stop_at": 0.2}, {"stop_at_rank_1": True}], ids=["sure", "likeliest"])
+def test_an_edit_stops_as_soon_as_it_is_sure_without_dropout(stop, model, tokenizer, facts):
+    changes = {"dropout": 0.5, "lr": 3e-2}
+    (outcome,) = methods.editor("lora", model, tokenizer, **changes, **stop, steps=60).edit(facts[:1]).outcomes
+    assert outcome.steps < 60
+    for steps in (outcome.steps - 1, outcome.steps):
+        with methods.editor("lora", model, tokenizer, **changes, steps=steps).edit(facts[:1]).on(0):
+            predictions, wanted = slow.answer_logits(model, tokenizer, facts[0].prompt, facts[0].target_new)
+        likeliest = (predictions.argmax(-1) == wanted).all()
+        likely = predictions.softmax(-1)[range(len(wanted)), wanted].min() >= 0.2
+        assert (likely if "stop_at" in stop else likeliest) == (steps == outcome.steps)
+
+
+def test_predictions_that_are_to_stay_need_not_be_sure(model, tokenizer, facts):
+    # After some steps the answers are surer than what follows "Rain" in the unedited model.
+    editor = methods.editor("lora", model, tokenizer, kl_weight=0.1, kl_prompts=("Rain",), steps=60, lr=3e-2)
+    edits = editor.edit_each(facts[:4])
+    _, sure = Work(editor, edits.patch, [editor.lesson([fact]) for fact in facts[:4]]).losses()
+    for e, (fact, found) in enumerate(zip(facts[:4], sure.tolist(), strict=True)):
+        with edits.on(e):
+            worst = slow.log_probs(model, tokenizer, fact.prompt, fact.target_new).exp().min()
+        assert found == pytest.approx(worst.item(), rel=1e-9)
+
+
 @pytest.mark.parametrize("left", [[0], [1], [2], [0, 2], [1, 2]])
 @pytest.mark.parametrize("positions", ["last", "all"])
 def test_when_edits_leave_the_batch_the_others_are_held_to_their_own_predictions(

@@ -23,11 +23,11 @@ from loredit.engine.model.sites import Site, SiteError, blocks, sites, transpose
 from loredit.engine.outcome import Outcome
 from loredit.engine.patches.solved import Change, Solved, SolvedPatch
 from loredit.engine.seeds import PerEdit
-from loredit.engine.settings import Hparams
 from loredit.engine.storage.manifest import read_manifest
 from loredit.engine.training.lessons import Lesson
 from loredit.engine.training.solving import Values, solve
 from loredit.evaluation.scoring import evaluate
+from loredit.hparams.base import Hparams
 
 SETTINGS: dict[str, Any] = {
     "contexts": 2,

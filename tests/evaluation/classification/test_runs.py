@@ -29,12 +29,12 @@ from loredit.data.examples import Example
 from loredit.engine.model.loading import LoadedModel
 from loredit.engine.model.loading import load as load_model
 from loredit.engine.model.sites import head, sites
-from loredit.engine.settings import TrainedHparams
 from loredit.evaluation.classification import runs
 from loredit.evaluation.tuning import methods as tuning_methods
-from loredit.evaluation.tuning.examples import Encoder
+from loredit.evaluation.tuning.examples import Preparer
 from loredit.evaluation.tuning.side_by_side import Below, SideBySide, fresh_head
 from loredit.evaluation.tuning.training import TrainingError, scored
+from loredit.hparams.base import TrainedHparams
 
 
 def setup(on: LoadedModel, editor: str, *, options: bool = False, batch_size: int = 2, **changes: Any) -> runs._Setup:
@@ -48,9 +48,9 @@ def setup(on: LoadedModel, editor: str, *, options: bool = False, batch_size: in
 
 def trained(on: LoadedModel, editor: str, seeds: list[int], examples: Any = EXAMPLES, **more: Any) -> Tensor:
     """(N, E, K), the logits of the examples after training on them with each seed."""
-    encode = Encoder(on.model, on.tokenizer, 32, 0)
-    part = encode(examples)
-    return runs._train(setup(on, editor, **more), [part] * len(seeds), seeds, None, {"all": encode(examples)}).logits[
+    prepare = Preparer(on.model, on.tokenizer, 32, 0)
+    part = prepare(examples)
+    return runs._train(setup(on, editor, **more), [part] * len(seeds), seeds, None, {"all": prepare(examples)}).logits[
         "all"
     ]
 
@@ -58,7 +58,7 @@ def trained(on: LoadedModel, editor: str, seeds: list[int], examples: Any = EXAM
 # Training
 
 
-@pytest.mark.parametrize("editor", [*editors.available(), runs.PROBE])
+@pytest.mark.parametrize("editor", [*methods.TRAINED, runs.PROBE])
 def test_a_seed_trained_beside_others_is_as_it_would_be_alone(editor):
     together = trained(loaded(), editor, [3, 5])
     alone = trained(loaded(), editor, [5])
@@ -90,10 +90,10 @@ def test_multiple_choice_scores_every_option_with_its_question():
     # One option alone gets the score that it gets among the others.
     patches = [fresh_head(on.model, [0])]
     module = SideBySide(on.model, patches, options=True, autocast=False)
-    encode = Encoder(on.model, on.tokenizer, 32, 0)
+    prepare = Preparer(on.model, on.tokenizer, 32, 0)
     score = partial(scored, module, edits=1, tokenizer=on.tokenizer, batch_size=4, progress=False)
     third = [example._replace(texts=example.texts[2:]) for example in examples]
-    assert torch.allclose(score(encode(examples))[:, :, 2:], score(encode(third)), atol=1e-12)
+    assert torch.allclose(score(prepare(examples))[:, :, 2:], score(prepare(third)), atol=1e-12)
 
 
 def test_the_probe_is_what_plain_torch_gives():
@@ -126,8 +126,8 @@ def test_full_fine_tuning_changes_a_copy_with_a_head_of_each_seed():
     assert all(torch.equal(p, before[name]) for name, p in on.model.named_parameters())
     assert logits.shape == (len(TEXTS), 2, 2)
     assert not torch.allclose(logits[:, 0], logits[:, 1], atol=1e-3)
-    encode = Encoder(on.model, on.tokenizer, 32, 0)
-    one = runs._whole(setup(on, runs.FULL), encode(EXAMPLES), 3, None, {})
+    prepare = Preparer(on.model, on.tokenizer, 32, 0)
+    one = runs._whole(setup(on, runs.FULL), prepare(EXAMPLES), 3, None, {})
     assert one.parameters + one.head == sum(p.numel() for p in on.model.parameters())
 
 
@@ -151,7 +151,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice():
 
 def test_class_weights_make_all_classes_weigh_the_same():
     on = loaded()
-    part = Encoder(on.model, on.tokenizer, 32, 0)([e._replace(label=int(i > 3)) for i, e in enumerate(EXAMPLES)])
+    part = Preparer(on.model, on.tokenizer, 32, 0)([e._replace(label=int(i > 3)) for i, e in enumerate(EXAMPLES)])
     weights = runs._class_weights([part], 2, on)
     assert torch.allclose(weights, torch.tensor([[6 / (2 * 4), 6 / (2 * 2)]]))
 
@@ -236,12 +236,12 @@ def test_a_run_leaves_all_that_repeats_and_describes_it(editor, pictures, folder
 
 def test_an_untrained_run_scores_the_model_as_it_is(folder, rows):
     metrics, _ = run(folder, "rte", "lora", rows, "--no-train")
-    on, encoded = loaded(), None
-    encode = Encoder(on.model, on.tokenizer, 16, 0)
+    on, prepared = loaded(), None
+    prepare = Preparer(on.model, on.tokenizer, 16, 0)
     on.model.float()
     module = SideBySide(on.model, [fresh_head(on.model, [0, 1])], options=False, autocast=False)
-    encoded = encode([Example(((f"It is {i}.", "It was."),), i % 2) for i in range(8)])
-    answers = scored(module, encoded, 2, on.tokenizer, batch_size=3, progress=False).argmax(2)
+    prepared = prepare([Example(((f"It is {i}.", "It was."),), i % 2) for i in range(8)])
+    answers = scored(module, prepared, 2, on.tokenizer, batch_size=3, progress=False).argmax(2)
     expected = [(answers[:, e] == torch.arange(8) % 2).float().mean().item() for e in range(2)]
     assert metrics["splits"]["dev"]["accuracy"]["seeds"] == expected
 
@@ -278,6 +278,8 @@ def test_bad_input_is_one_clear_message(folder, rows):
     assert re.search(
         r"unknown editor 'lore'; did you mean 'lora'\? There are: adalora, .*full, probe", " ".join(said.split())
     )
+    said = CliRunner().invoke(app, ["classify", "--task", "rte", "--editor", "ultraedit"]).output
+    assert "ultraedit solves for facts in closed form and cannot be trained" in " ".join(said.split())
     assert "--ensemble is for human-vs-machine" in run(folder, "rte", "lora", rows, "--ensemble")
     assert "kl_weight belong to knowledge editing" in run(folder, "rte", "lora", rows, "--set", "kl_weight=0.1")
     assert "holds no mrpc data: expected train.tsv" in run(folder, "mrpc", "lora", rows.parent / "none")
@@ -307,9 +309,9 @@ def test_smollm2_scores_options_the_same_whatever_is_beside_them():
         Example((("A", "B"),) * 2, 0),
     ]
     module = SideBySide(on.model, [fresh_head(on.model, [0])], options=True, autocast=False)
-    encoded = Encoder(on.model, on.tokenizer, 64, 0)(examples)
+    prepared = Preparer(on.model, on.tokenizer, 64, 0)(examples)
     together, alone = (
-        scored(module, encoded, 1, on.tokenizer, batch_size=size, progress=False)[:, 0] for size in (2, 1)
+        scored(module, prepared, 1, on.tokenizer, batch_size=size, progress=False)[:, 0] for size in (2, 1)
     )
     assert torch.allclose(together, alone, atol=1e-3)  # float32, other padding
     assert together[0].diff().abs() > 0.01 > together[1].diff().abs()
@@ -327,7 +329,7 @@ PRESETS = sorted(path.name for path in (Path(presets.__file__).parent / "classif
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_shipped_preset_is_valid_opens_with_its_command_and_fits_its_model(name):
     editor = Path(name).stem
-    settings = tuning_methods.settings(editor, "classification", None, {}, (runs.FULL, runs.PROBE))
+    settings = tuning_methods.settings(editor, "classification", None, {})
     text = (Path(presets.__file__).parent / "classification" / name).read_text()
     command = f"# loredit classify --task mrpc --editor {editor}"
     assert text.splitlines()[0] == command
@@ -345,5 +347,4 @@ def _minilm() -> LoadedModel:
 
 
 def test_there_is_a_preset_for_every_method():
-    trained = [name for name in editors.available() if issubclass(editors.find(name), editors.TrainedEditor)]
-    assert [Path(name).stem for name in PRESETS] == sorted([*trained, runs.FULL, runs.PROBE])
+    assert [Path(name).stem for name in PRESETS] == sorted([*methods.TRAINED, runs.FULL, runs.PROBE])

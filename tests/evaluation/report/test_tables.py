@@ -92,7 +92,7 @@ def test_a_run_where_all_failed_still_has_a_table():
 def test_markdown_holds_the_tables_rows_and_one_line_per_failure():
     text = markdown(summary(failed=FAILED))
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-    assert rows[0] == ["mode", "metric", "unedited", "edited", "95 % interval", "facts/probes"]
+    assert rows[0] == ["family", "metric", "unedited", "edited", "95 % interval", "facts/probes"]
     assert all(len(row) == 6 for row in rows)
     assert rows[2] == ["token_em", "edit success", "24.0", "99.0", "97.0 … 101.0", "30/60"]
     assert rows[5][:2] == ["token_em", "locality"], "each row stands for itself"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from classified import EXAMPLES, loaded
 
 from loredit.data.examples import Example
-from loredit.evaluation.tuning.examples import Encoder, Interleaved, collated
+from loredit.evaluation.tuning.examples import Interleaved, Preparer, collated
 
 
 def test_every_edit_has_an_order_of_its_own_and_meets_each_example_once_an_epoch():
     on = loaded()
-    part = Encoder(on.model, on.tokenizer, 32, 0)([Example((("x" * (i // 40 + 1), None),), 0) for i in range(200)])
+    part = Preparer(on.model, on.tokenizer, 32, 0)([Example((("x" * (i // 40 + 1), None),), 0) for i in range(200)])
     items = [*Interleaved([part, part, part[:100]], [0, 1, 0])]
     orders = [[item[e].keys[0] for item in items] for e in range(3)]
     assert sorted(orders[0]) == sorted(orders[1]) == [e.keys[0] for e in part]
@@ -21,7 +21,7 @@ def test_every_edit_has_an_order_of_its_own_and_meets_each_example_once_an_epoch
 
 def test_texts_of_one_length_do_not_come_class_by_class():
     on = loaded()
-    part = Encoder(on.model, on.tokenizer, 32, 0)([Example((("x", None),), label) for label in (0, 1, 2) * 100])
+    part = Preparer(on.model, on.tokenizer, 32, 0)([Example((("x", None),), label) for label in (0, 1, 2) * 100])
     part.sort(key=lambda example: example.label)  # as a file may have them
     labels = [item[0].label for item in Interleaved([part], [0])]
     assert all(len({*labels[i : i + 16]}) > 1 for i in range(0, 300, 16))
@@ -29,15 +29,15 @@ def test_texts_of_one_length_do_not_come_class_by_class():
 
 def test_a_pair_is_kept_apart_also_without_a_separator():
     on = loaded("llama")
-    (encoded,) = Encoder(on.model, on.tokenizer, 32, 0)([Example((("ab", "c"),), 0)])
-    assert on.tokenizer.decode(encoded.texts[0]["input_ids"]) == "ab\nc"
-    (cut,) = Encoder(on.model, on.tokenizer, 6, 0)([Example((("a" * 30, "cd"),), 0)])
+    (prepared,) = Preparer(on.model, on.tokenizer, 32, 0)([Example((("ab", "c"),), 0)])
+    assert on.tokenizer.decode(prepared.texts[0]["input_ids"]) == "ab\nc"
+    (cut,) = Preparer(on.model, on.tokenizer, 6, 0)([Example((("a" * 30, "cd"),), 0)])
     assert on.tokenizer.decode(cut.texts[0]["input_ids"]) == "aaa\ncd"
 
 
 def test_a_batch_holds_examples_by_edit():
     on = loaded()
-    first, second = Encoder(on.model, on.tokenizer, 32, 0)(EXAMPLES[:2])
+    first, second = Preparer(on.model, on.tokenizer, 32, 0)(EXAMPLES[:2])
     batch = collated([(first, second), (second, second), (first, first)], on.tokenizer)
     assert batch["input_ids"].shape == (3, 2, 1, max(first.length, second.length))
     assert batch["labels"].tolist() == [[0, 1], [1, 1], [0, 0]]

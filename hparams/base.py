@@ -6,7 +6,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from .model.sites import SHARES, Role
+Role = Literal["query", "key", "value", "qkv", "attention_output", "mlp_up", "mlp_gate", "mlp_down"]
+"""What a linear map of a block is for."""
+SHARES = r"^[01]?\.\d+-[01]?\.\d+$"
+"""How a range of blocks is written whose ends are shares of a model's depth, each with a point in it."""
 
 
 def _layers(value: object) -> object:
@@ -42,7 +45,12 @@ Layers = Annotated[Literal["all"] | Annotated[str, Field(pattern=SHARES)] | list
 
 class Hparams(BaseModel):
     """Hyper-parameters that every method has. Each kind of method, and each method, adds its own; unknown keys are
-    errors."""
+    errors.
+
+    Example:
+        >>> Hparams(model="gpt2", contexts=2).end_of_text
+        False
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

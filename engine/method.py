@@ -19,6 +19,7 @@ from ..hparams import base as settings
 from .model.encoding import Encoder
 from .model.generation import sampled_texts
 from .model.identity import identity_of
+from .model.passes import context_of
 from .model.sites import sites
 from .model.statistics import second_moments, whitening
 from .outcome import Outcome
@@ -51,7 +52,7 @@ class Method(ABC):
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hparams: settings.Hparams, *, seed: int = 0
     ) -> None:
         self.model, self.tokenizer, self.hparams, self.seed = model, tokenizer, hparams, seed
-        context = model.config.max_position_embeddings
+        context = context_of(model)
         if self.positions >= context:
             raise ValueError(
                 f"{self.name()} takes {self.positions} positions of the model's context, which has {context}; none "

@@ -135,10 +135,15 @@ def _differences(path: Path, record: dict[str, object]) -> list[str] | None:
     return [key for key, value in record.items() if before.get(key) != value] if isinstance(before, dict) else None
 
 
+def versions() -> dict[str, str]:
+    """Of what computes here."""
+    return {"loredit": VERSION, **{name: version(name) for name in ("torch", "transformers", "numpy")}}
+
+
 def _surroundings() -> dict[str, object]:
     return {
         "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"loredit": VERSION, **{name: version(name) for name in ("torch", "transformers", "numpy")}},
+        "versions": versions(),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),

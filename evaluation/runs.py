@@ -1,7 +1,7 @@
 """A whole run: facts are edited, scored, and written as they come; an interrupted run goes on.
 
-``single`` edits each fact on the base model, many side by side; ``batch`` makes one edit that carries all facts;
-``sequential`` edits one fact after another on the same model. A run's folder holds
+``single`` edits each fact on the base model, many side by side, in groups that any worker can take; ``batch`` makes one
+edit that carries all facts; ``sequential`` edits one fact after another on the same model. A run's folder holds
 
 - ``run.json``: everything needed to repeat it;
 - ``results.jsonl``: one :class:`FactScores` a line; single: of each fact's own edit, in the order in which edits were
@@ -21,22 +21,24 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import data as facts_of
 from ..data import BadRecord, Fact, LoadedFacts
-from ..editors import Editor, Edits, find, load, settings
+from ..editors import Editor, Edits, load, settings
+from ..engine.devices import Budget
 from ..engine.files import locked, replacing
-from ..engine.model.loading import load as load_model
+from ..engine.model.loading import LoadedModel
 from ..engine.progress import Phase, Progress, Shown, shown
 from ..engine.storage.manifest import MANIFEST
-from .folder import RUN, RunError, append, open_folder, read
+from .folder import RUN, RunError, append, open_folder, read, versions
 from .metrics import Summary, summarise
 from .perplexity import perplexity
 from .report.changes import told
@@ -47,6 +49,8 @@ from .report.reading import EXAMPLES
 from .retention import Checkpoint, checkpoint
 from .scores import FactScores
 from .scoring import Measure, evaluate
+from .spreading import Piece, Processes, Workers
+from .work import Conditions, Spec, anywhere, bound, edit_and_score, exemplified, loaded_for, scored
 
 __all__ = ["RUN", "EditMode", "RunError", "RunResult", "run", "saved"]
 
@@ -56,6 +60,9 @@ RESULTS, SUMMARY, EASYEDIT = "results.jsonl", "summary.json", "easyedit.json"
 EDITS = "edits"
 CHECKPOINTS, RETENTION = "checkpoints.jsonl", "retention.png"
 
+# Facts that one worker edits and scores together: enough to keep a device busy. It does not depend on who works, so
+# that the same facts are side by side, and the numbers the same, wherever they are edited.
+_GROUP = Budget(cpu=64, mps=64, accelerator=512)
 # Facts of one edit that are scored together, and lost if the run is interrupted meanwhile.
 _SCORED_AT_ONCE = 64
 # Editing that is lost at most if a sequential run is killed.
@@ -122,6 +129,8 @@ def run(
     easyedit: bool = False,
     examples: int = 0,
     saves: bool = False,
+    workers: int | Workers | None = None,
+    load_model: Callable[[Spec], LoadedModel] = loaded_for,
     progress: Shown = None,
 ) -> RunResult:
     """Edit facts, score them, and write the results to a folder as they come.
@@ -143,7 +152,8 @@ def run(
         seed: same seed, same machine: same numbers.
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: of the base model: auto, float32, bfloat16.
-        edits_at_once: edits trained side by side; None: as many as memory allows.
+        edits_at_once: facts that are edited and scored together; None: as many as the device has use for and memory
+            allows.
         measures: what is scored beside ``token_em``.
         fluency: sample a text for each fact.
         output: a folder; None: a new one below ``results/``, or, to ``resume``, the newest one with the same settings.
@@ -152,6 +162,9 @@ def run(
         easyedit: write the results in EasyEdit's JSON form too.
         examples: generate answers for this many facts, the first, where ``measures`` does not for all.
         saves: single mode: save the edits too, each batch as ``edits/N``; :func:`saved` reads them.
+        workers: processes that share the work of single mode, or other :class:`~.spreading.Workers`, which stay open;
+            None: this one does it.
+        load_model: how this process comes by the model; one that does several runs may keep it.
         progress: told which phase it is, and which share of how many facts is done; a bar if not given, False for none.
 
     Returns:
@@ -174,62 +187,88 @@ def run(
         )
     points = _points(mode, checkpoints, len(chosen), chunk)
     text = _text(mode, perplexity_text)
+    if workers is not None and mode != "single":
+        raise RunError(f"mode {mode} makes one edit, which is one process's work; leave the workers out")
+    if workers is not None and saves:
+        raise RunError("workers hand back scores and no edits; leave `saves` or the workers out")
     if isinstance(editor, Editor):
         if preset is not None or overrides or model is not None:
             raise RunError("an editor that is given as an object has its settings and model already; leave out others")
-        method, name = editor, editor.name()
+        if workers is not None:
+            raise RunError(
+                "an editor that is given as an object stays in its process; give workers its name and preset"
+            )
+        hparams, seed, name = editor.hparams, editor.seed, editor.name()
     else:
         if preset is None:
             raise RunError(f"an editor that is given by name needs a preset: run({editor!r}, 'smollm2')")
         hparams = settings(editor, preset, {**(overrides or {}), **({"model": model} if model else {})})
-        loaded = load_model(hparams.model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        method = find(editor)(loaded.model, loaded.tokenizer, hparams, seed=seed)
         name = f"{editor}-{Path(preset).name.removesuffix('.yaml')}"
-    record = {
-        "editor": method.name(),
-        "mode": mode,
-        "checkpoints": points,
-        "chunk": chunk,
-        "hparams": method.hparams.model_dump(mode="json"),
-        "model": method.model_identity,
-        "data": {
-            "source": loaded_facts.source,
-            "sha256": loaded_facts.identity,
-            "offset": offset,
-            "facts": len(chosen),
-        },
-        "perplexity_text": text and hashlib.sha256(text.encode()).hexdigest(),
-        "seed": method.seed,
-        "measures": sorted(measures),
-        "fluency": fluency,
-        "device": str(method.model.device),
-        "dtype": str(method.model.dtype).removeprefix("torch."),
-    }
-    command = None
-    if isinstance(editor, str) and preset is not None and facts is None:
-        given = {**(overrides or {}), **({"model": model} if model else {})}
-        command = _command(editor, preset, given, record, perplexity_text, limit)
+    spec = Spec(
+        editor=editor.name() if isinstance(editor, Editor) else editor,
+        hparams=hparams.model_dump(mode="json") if workers is None else anywhere(hparams),
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        edits_at_once=edits_at_once,
+        measures=tuple(sorted(measures)),
+        fluency=fluency,
+        examples=() if "generation" in measures else tuple(fact.case_id for fact in chosen[:examples]),
+    )
     begun = time.perf_counter()
-    with nullcontext() if output is None else locked(Path(output)):
+    with ExitStack() as stack:
+        several = stack.enter_context(Processes(workers)) if isinstance(workers, int) else workers
+        by: Editor | Workers
+        if several is None:
+            by = editor if isinstance(editor, Editor) else bound(spec, load_model(spec))
+            conditions = Conditions.of(by)
+        else:
+            by, conditions = several, several.conditions(spec)
+            conditions.check(conditions.model_copy(update={"versions": versions()}))  # which the record will name
+        spec = spec.model_copy(update={"conditions": conditions})
+        record = {
+            "editor": spec.editor,
+            "mode": mode,
+            "checkpoints": points,
+            "chunk": chunk,
+            "hparams": hparams.model_dump(mode="json"),
+            "model": conditions.model,
+            "data": {
+                "source": loaded_facts.source,
+                "sha256": loaded_facts.identity,
+                "offset": offset,
+                "facts": len(chosen),
+            },
+            "perplexity_text": text and hashlib.sha256(text.encode()).hexdigest(),
+            "seed": seed,
+            "measures": list(spec.measures),
+            "fluency": fluency,
+            "device": conditions.device,
+            "dtype": conditions.dtype,
+        }
+        command = None
+        if isinstance(editor, str) and preset is not None and facts is None:
+            given = {**(overrides or {}), **({"model": model} if model else {})}
+            command = _command(editor, preset, given, record, perplexity_text, limit)
+        if output is not None:
+            stack.enter_context(locked(Path(output)))
         folder = open_folder(record, Path(output) if output else None, name, resume, command)
-        with locked(folder) if output is None else nullcontext(), shown(progress) as tell:
-            job = _Job(
-                method,
-                chosen,
-                folder,
-                lambda edits, told: evaluate(
-                    edits, measures=measures, fluency=fluency, seed=method.seed, progress=told
-                ),
-                _Counted(tell, len(chosen), _EDITING * len(chosen) + _SCORING * (sum(points) or len(chosen))),
-                () if "generation" in measures else [fact.case_id for fact in chosen[:examples]],
-                saves,
-            )
-            if mode == "single":
-                _edit_each(job, edits_at_once)
-            else:
-                _edit_one(job, mode, points, chunk, text)
-            summary, reached = _concluded(job, easyedit)
-            seen = told([*job.scores(EXAMPLES), *job.scores(RESULTS)], examples)
+        if output is None:
+            stack.enter_context(locked(folder))
+        tell = stack.enter_context(shown(progress))
+        work = _EDITING * len(chosen) + _SCORING * (sum(points) or len(chosen))
+        # In single mode a fact is finished when it is scored, in the others a second time.
+        job = _Job(
+            spec, chosen, folder, _Counted(tell, len(chosen), work, _EDITING if mode == "single" else 0.0), saves
+        )
+        if mode != "single":
+            assert isinstance(by, Editor), "workers have been refused"
+            _edit_one(job, by, mode, points, chunk, text)
+        else:
+            _edit_each(job, by)
+        summary, reached = _concluded(job, easyedit)
+        seen = told([*job.scores(EXAMPLES), *job.scores(RESULTS)], examples)
     return RunResult(
         summary,
         folder,
@@ -329,52 +368,61 @@ def _text(mode: EditMode, file: str | Path | None) -> str | None:
 class _Job:
     """What the modes share."""
 
-    method: Editor
+    spec: Spec
     facts: Sequence[Fact]
     folder: Path
-    evaluate: Callable[[Edits, Progress], list[FactScores]]
     told: _Counted
-    examples: Collection[str] = ()
-    """Case ids of facts whose answers are generated beside what is measured."""
     saves: bool = False
+
+    def keep(self, edits: Edits) -> None:
+        """Save edits of single mode, if that is asked for; before their scores: what has scores has edits."""
+        if self.saves:
+            batches = self.folder / EDITS
+            edits.save(batches / str(len([*batches.glob("*")])))
 
     def scores(self, name: str) -> list[FactScores]:
         """What a file holds so far, in the order of the facts."""
         order = {fact.case_id: i for i, fact in enumerate(self.facts)}
         return sorted(read(self.folder / name, FactScores), key=lambda scores: order[scores.case_id])
 
+    def add(self, name: str, scores: Sequence[FactScores]) -> None:
+        """Add to a file the scores of facts that it does not hold."""
+        known = {one.case_id for one in self.scores(name)}
+        append(self.folder / name, [one for one in scores if one.case_id not in known])
+
     def score(self, edits: Edits, name: str, edit_seconds: float) -> None:
-        """Add the scores of all facts of ``edits`` to a file. ``edit_seconds``: training time of one fact."""
+        """Add the scores of all facts of one edit to a file. ``edit_seconds``: training time of one fact."""
+        spec = self.spec
         begun = time.perf_counter()
-        scores = self.evaluate(edits, self.told)
+        scores = evaluate(edits, measures=spec.measures, fluency=spec.fluency, seed=spec.seed, progress=self.told)
         times = {"edit_seconds": edit_seconds, "score_seconds": (time.perf_counter() - begun) / len(scores)}
-        append(self.folder / name, [one.model_copy(update=times) for one in scores])
-        self.told.finished(_SCORING * len(scores))
         if name == RESULTS:
-            self.exemplify(edits)
-
-    def exemplify(self, edits: Edits) -> None:
-        """Generate answers for those of ``edits``' facts that are to be shown, and write them down."""
-        done = {one.case_id for one in self.scores(EXAMPLES)} if self.examples else ()
-        for e, facts in enumerate(edits.facts):
-            wanted = [i for i, fact in enumerate(facts) if fact.case_id in self.examples and fact.case_id not in done]
-            if wanted:
-                seen = evaluate(edits[e].about(wanted), measures=["generation"], fluency=False, progress=False)
-                append(self.folder / EXAMPLES, seen)
+            self.add(EXAMPLES, exemplified(edits, spec.examples))
+        self.add(name, [one.model_copy(update=times) for one in scores])
+        self.told.finished(_SCORING * len(scores))
 
 
-def _edit_each(job: _Job, edits_at_once: int | None) -> None:
+def _edit_each(job: _Job, by: Editor | Workers) -> None:
+    """Single: the facts in groups, here or wherever workers are, each written when it is there."""
     done = {scores.case_id for scores in job.scores(RESULTS)}
-    job.told.finished(len(done))
-    left = [fact for fact in job.facts if fact.case_id not in done]
-    begun = time.perf_counter()
-    for edits in job.method.edit_batches(left, edits_at_once=edits_at_once, progress=job.told):
-        job.told.finished(_EDITING * len(edits))
-        if job.saves:
-            batches = job.folder / EDITS
-            edits.save(batches / str(len([*batches.glob("*")])))  # before its scores: what has scores has edits
-        job.score(edits, RESULTS, (time.perf_counter() - begun) / len(edits))
-        begun = time.perf_counter()
+    conditions = job.spec.conditions
+    assert conditions is not None
+    size = job.spec.edits_at_once or _GROUP.on(torch.device(conditions.device))
+    # Of a group that was not written whole all facts are edited again: the same company, the same numbers.
+    groups = [group for group in grouped(job.facts, size) if any(fact.case_id not in done for fact in group)]
+    job.told.finished(len(job.facts) - sum(map(len, groups)))
+    if isinstance(by, Workers):
+        pieces = [
+            Piece(f"{group[0].case_id!r} and {len(group) - 1} more facts", edit_and_score, (job.spec, group))
+            for group in groups
+        ]
+        results = (result for _, result in by.results(pieces))
+    else:
+        results = (batch for group in groups for batch in scored(by, job.spec, group, job.told, job.keep))
+    for result in results:
+        job.add(EXAMPLES, result.examples)
+        job.add(RESULTS, result.scores)
+        job.told.finished(len(result.scores))
 
 
 def saved(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Edits:
@@ -387,9 +435,21 @@ def saved(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     return every.taken([*newest.values()])
 
 
-def _edit_one(job: _Job, mode: EditMode, points: Sequence[int], chunk: int, text: str | None) -> None:
+def grouped(facts: Sequence[Fact], size: int) -> list[list[Fact]]:
+    """The facts in groups of like length, so many at most in each, the longest first.
+
+    Example:
+        >>> short, long = (Fact(case_id=p, prompt=p, target_new="x") for p in ("a", "a b"))
+        >>> [[fact.case_id for fact in group] for group in grouped([short, long], 1)]
+        [['a b'], ['a']]
+    """
+    ordered = sorted(facts, key=lambda fact: len(fact.prompt) + len(fact.target_new), reverse=True)
+    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+
+
+def _edit_one(job: _Job, method: Editor, mode: EditMode, points: Sequence[int], chunk: int, text: str | None) -> None:
     """Batch and sequential: one edit, saved from time to time as it carries more facts, and scored at some points."""
-    edits = _last(job)
+    edits = _last(job.folder, method)
     carried = len(edits.facts[0]) if edits else 0
     scored = sum(point.edits for point in read(job.folder / CHECKPOINTS, Checkpoint))
     job.told.finished(_EDITING * carried + _SCORING * scored)
@@ -397,9 +457,9 @@ def _edit_one(job: _Job, mode: EditMode, points: Sequence[int], chunk: int, text
         _check(job, edits, points, text, 0.0)
     left = job.facts[carried:]
     if mode == "sequential":
-        states = job.method.edit_stream(left, chunk=chunk, after=edits, progress=job.told)
+        states = method.edit_stream(left, chunk=chunk, after=edits, progress=job.told)
     else:
-        states = map(partial(job.method.edit, progress=job.told), [left] if left else [])
+        states = map(partial(method.edit, progress=job.told), [left] if left else [])
     before, seconds, begun = carried, 0.0, time.perf_counter()
     saved = begun
     for edits in states:
@@ -432,10 +492,10 @@ def _check(job: _Job, edits: Edits, points: Sequence[int], text: str | None, edi
     append(job.folder / CHECKPOINTS, [checkpoint(job.scores(name), measured)])
 
 
-def _last(job: _Job) -> Edits | None:
+def _last(folder: Path, method: Editor) -> Edits | None:
     """The edit as it was saved last."""
-    newest = _newest(job.folder)
-    return load(newest, job.method.model, job.method.tokenizer) if newest else None
+    newest = _newest(folder)
+    return load(newest, method.model, method.tokenizer) if newest else None
 
 
 def _save(edits: Edits, folder: Path) -> None:
@@ -457,11 +517,12 @@ def _newest(folder: Path) -> Path | None:
 class _Counted:
     """Turns the phases of a batch into a count of facts, as if each were edited and scored once."""
 
-    def __init__(self, told: Progress, facts: int, work: float) -> None:
-        self._told, self._facts, self._work, self._done = told, facts, work, 0.0
+    def __init__(self, told: Progress, facts: int, work: float, scoring: float) -> None:
+        self._told, self._facts, self._work, self._scoring, self._done = told, facts, work, scoring, 0.0
 
     def __call__(self, phase: Phase, share: float, facts: int) -> None:
         begin, length = _PHASES[phase]
+        begin += 0.0 if phase is Phase.TRAINING else self._scoring
         self._tell(phase, self._done + facts * (begin + length * share))
 
     def finished(self, work: float) -> None:
@@ -469,4 +530,4 @@ class _Counted:
         self._tell(Phase.FINISHED, self._done)
 
     def _tell(self, phase: Phase, done: float) -> None:
-        self._told(phase, done / self._work, self._facts)
+        self._told(phase, min(1.0, done / self._work), self._facts)

@@ -1,7 +1,9 @@
-"""What can be set of each method, and presets of it: ``<editor>.py`` and ``<editor>/<model>.yaml``.
+"""What can be set of each method, and presets of it: ``<editor>.py``, ``<editor>/<model>.yaml``, and
+``<editor>/default.yaml`` for any model.
 
-Every fault of a file is reported at once, with its key and what is allowed. Nothing here imports torch, so that a slip
-of the pen is told within a second.
+A file may say ``like: OTHER.yaml``: it then has that one's values where it has none of its own. Every fault of a file
+is reported at once, with its key and what is allowed. Nothing here imports torch, so that a slip of the pen is told
+within a second.
 """
 
 from __future__ import annotations
@@ -171,6 +173,14 @@ def read(cls: type[M], folder: str, name: str, overrides: Mapping[str, object]) 
         8
     """
     source = find(folder, name)
+    values = _values(source)
+    if (like := values.pop("like", None)) is not None:
+        values = _values(find(folder, str(like))) | values
+    return validated(cls, values | dict(overrides), str(source))
+
+
+def _values(source: Path) -> dict[str, object]:
+    """What a file says."""
     try:
         values = _yaml(source.read_text(encoding="utf-8"))
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # not UTF-8 is a ValueError too
@@ -180,7 +190,7 @@ def read(cls: type[M], folder: str, name: str, overrides: Mapping[str, object]) 
         raise HparamsError(f"{source} cannot be read: {error.strerror}") from None
     if not isinstance(values, dict):
         raise HparamsError(f"{source}: expected `key: value` lines")
-    return validated(cls, values | dict(overrides), str(source))
+    return values
 
 
 def parsed(texts: Iterable[str]) -> dict[str, object]:

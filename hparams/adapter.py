@@ -22,7 +22,9 @@ class BottleneckHparams(TrainedHparams):
     placement: Placement = Field(
         description="houlsby: after attention and MLP; pfeiffer: after MLP; parallel: beside it"
     )
-    layers: Layers = Field("all", description='Which blocks: a list, a range such as "20-24", or "all"')
+    layers: Layers = Field(
+        "all", description='Which blocks: a list, a range "20-24", shares of the depth "0.66-0.83", or "all"'
+    )
     reduction_factor: float = Field(gt=0, description="The bottleneck is the model's width divided by this")
     non_linearity: NonLinearity = Field(description="Activation in the bottleneck")
     scaling: float = Field(gt=0, description="What the bottleneck adds is multiplied by this")

@@ -8,23 +8,34 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 Role = Literal["query", "key", "value", "qkv", "attention_output", "mlp_up", "mlp_gate", "mlp_down"]
 """What a linear map of a block is for."""
+SHARES = r"^[01]?\.\d+-[01]?\.\d+$"
+"""How a range of blocks is written whose ends are shares of a model's depth, each with a point in it."""
 
 
 def _layers(value: object) -> object:
-    """Layers as a list, as ``"20-24"`` (both ends included) or as ``"all"``."""
+    """Layers as a list, as ``"20-24"`` (both ends included), as shares of the depth, or as ``"all"``."""
+    if isinstance(value, float) or (isinstance(value, str) and "." in value):
+        return "-".join(f"{end:.4f}" for end in _ends(str(value), float, 1.0))
     if isinstance(value, str) and value != "all":
-        first, dash, last = value.partition("-")
-        try:
-            begin, end = int(first), int(last if dash else first)
-        except ValueError:
-            raise ValueError('layers are a list, a range such as "20-24", or "all"') from None
-        if not 0 <= begin <= end < MOST_LAYERS:
-            raise ValueError(f"a range of layers goes from a lower to a higher one, below {MOST_LAYERS}")
-        return list(range(begin, end + 1))
+        begin, end = _ends(value, int, MOST_LAYERS - 1)
+        return list(range(int(begin), int(end) + 1))
     if value == []:
-        raise ValueError('no layer is named; take a list, a range such as "20-24", or "all"')
+        raise ValueError(f"no layer is named; take {_LAYERS}")
     return [value] if isinstance(value, int) else value
 
+
+def _ends(text: str, kind: type[int] | type[float], most: float) -> tuple[float, float]:
+    first, dash, last = text.partition("-")
+    try:
+        begin, end = kind(first), kind(last if dash else first)
+    except ValueError:
+        raise ValueError(f"layers are {_LAYERS}") from None
+    if not 0 <= begin <= end <= most:
+        raise ValueError(f"a range of layers goes from a lower to a higher one, from 0 to {most:g}")
+    return begin, end
+
+
+_LAYERS = 'a list, a range such as "20-24", shares of the depth such as "0.66-0.83", or "all"'
 
 MOST_LAYERS = 10_000
 """No model is deeper; a range beyond it is a slip of the pen, and would be counted out in full."""
@@ -32,7 +43,7 @@ MOST_LAYERS = 10_000
 MOST_COUNT, MOST_NUMBER = 10**9, 1e30
 """Hyper-parameters beyond these are slips of the pen, which tensors of 32 bits would not hold."""
 
-Layers = Annotated[Literal["all"] | list[int], BeforeValidator(_layers)]
+Layers = Annotated[Literal["all"] | Annotated[str, Field(pattern=SHARES)] | list[int], BeforeValidator(_layers)]
 
 
 class Hparams(BaseModel):
@@ -165,7 +176,9 @@ class Sited(BaseModel):
     """Which linear maps of the model a method sits on."""
 
     sites: Annotated[list[Role], Field(min_length=1)] = Field(description="Which linear maps of a block, by role")
-    layers: Layers = Field("all", description='Which blocks: a list, a range such as "20-24", or "all"')
+    layers: Layers = Field(
+        "all", description='Which blocks: a list, a range "20-24", shares of the depth "0.66-0.83", or "all"'
+    )
 
 
 class SiteHparams(TrainedHparams, Sited):

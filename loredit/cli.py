@@ -22,6 +22,9 @@ from .commands.run import HELP as RUN
 from .commands.run import run
 from .commands.serve import serve
 from .commands.show import show
+from .commands.sweep import HELP as SWEEP
+from .commands.sweep import sweep
+from .commands.tune import tune
 from .commands.ui import ui
 
 # \b keeps the lines of a paragraph as they are.
@@ -62,6 +65,14 @@ Edit the facts of a benchmark set or of a list, and measure what each edit did
   loredit run --editor roselora --hparams smollm2.yaml
 
 \b
+A grid of runs, over many processes or a cluster, side by side at the end.
+  loredit sweep sweep.yaml --workers 4
+
+\b
+Find values for another model; they become a preset.
+  loredit tune my-model.yaml --editor roselora --model path/to/model --data facts.json
+
+\b
 The same on several benchmark sets, in one table.
   loredit bench --editor lora --hparams smollm2-general.yaml --data DIR
 
@@ -87,6 +98,8 @@ app = typer.Typer(
 for command in (apply, add, update, remove, show, ask, chat, calibrate, merge, export, push, pull, ui, serve):
     app.command()(command)
 app.command(help=RUN)(run)
+app.command(help=SWEEP)(sweep)
+app.command()(tune)
 app.command(help=BENCH)(bench)
 app.command()(report)
 app.command()(compare)

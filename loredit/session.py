@@ -21,6 +21,7 @@ from .engine.model.encoding import Encoder
 from .engine.model.generation import Attach, continuations
 from .engine.model.loading import LoadedModel
 from .engine.model.loading import load as load_model
+from .engine.model.passes import context_of
 from .engine.storage.manifest import MANIFEST, alone, edit_of, erase, read_manifest
 from .evaluation.scoring import natural
 from .lock import ModelLock
@@ -115,6 +116,7 @@ class Session:
                 self._edits = edits[chosen(edits, case)]
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.lock = ModelLock(self.model)
+        self._encoder = Encoder(self.tokenizer, context_of(self.model), self.positions)
 
     @property
     def has_chat_template(self) -> bool:

@@ -8,6 +8,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTJConfig,
@@ -22,12 +32,18 @@ from transformers import (
     MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
 )
 
 END = 256  # "<|endoftext|>", after the 256 bytes
@@ -88,19 +104,67 @@ def qwen2() -> PreTrainedModel:
     return Qwen2ForCausalLM(Qwen2Config(**_LLAMA))
 
 
+def gemma() -> PreTrainedModel:
+    return GemmaForCausalLM(GemmaConfig(**_LLAMA, head_dim=8))
+
+
+def gemma2() -> PreTrainedModel:
+    """Every other layer attends to a window of 8 tokens only."""
+    return Gemma2ForCausalLM(Gemma2Config(**_LLAMA, head_dim=8, query_pre_attn_scalar=8, sliding_window=8))
+
+
+def gemma3_text() -> PreTrainedModel:
+    """Two layers attend to a window of 8 tokens only, with rotary positions of their own."""
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"]
+    shape = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8, "layer_types": kinds}
+    return Gemma3ForCausalLM(Gemma3TextConfig(**_LLAMA, **shape))
+
+
+def phi() -> PreTrainedModel:
+    return PhiForCausalLM(PhiConfig(**_LLAMA | {"num_key_value_heads": 4}))
+
+
+def phi3() -> PreTrainedModel:
+    return Phi3ForCausalLM(Phi3Config(**_LLAMA | {"pad_token_id": 0}))
+
+
+def falcon() -> PreTrainedModel:
+    shape = {key: value for key, value in _LLAMA.items() if key != "intermediate_size"}
+    return FalconForCausalLM(FalconConfig(**shape, ffn_hidden_size=48, new_decoder_architecture=False))
+
+
+def bloom() -> PreTrainedModel:
+    """No positions: each head looks less far back than the one before it (ALiBi)."""
+    context = {"max_position_embeddings": CONTEXT}  # which a real one does not name
+    return BloomForCausalLM(BloomConfig(**_IDS, hidden_size=32, n_layer=3, n_head=4, initializer_range=0.2, **context))
+
+
+def starcoder2() -> PreTrainedModel:
+    return Starcoder2ForCausalLM(Starcoder2Config(**_LLAMA))
+
+
 def qwen3() -> PreTrainedModel:
     return Qwen3ForCausalLM(Qwen3Config(**_LLAMA, head_dim=8))
 
 
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
-    build.__name__: build for build in (gpt2, llama, gpt_neox, gptj, gpt_neo, opt, mistral, qwen2, qwen3)
+    build.__name__: build
+    for build in (
+        *(gpt2, llama, gpt_neox, gptj, gpt_neo, opt, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text),
+        *(phi, phi3, falcon, bloom, starcoder2),
+    )
 }
 
 
-def model(family: str, dtype: torch.dtype = torch.float64, *, seed: int = 0) -> PreTrainedModel:
-    """The family's tiny model, always with the same weights."""
+# Their attention masks with the dtype's least number and then takes a softmax in float32, to which float64's is minus
+# infinity: a padded row is NaN.
+_SINGLE = ("gemma2", "bloom")
+
+
+def model(family: str, dtype: torch.dtype | None = None, *, seed: int = 0) -> PreTrainedModel:
+    """The family's tiny model, always with the same weights; in float64 where it can be."""
     torch.manual_seed(seed)
-    return FAMILIES[family]().to(dtype).eval()
+    return FAMILIES[family]().to(dtype or (torch.float32 if family in _SINGLE else torch.float64)).eval()
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -108,7 +172,9 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def close(family: str) -> dict[str, float]:
-    """GPT-J and GPT-Neo compute attention in float32, whatever the model's dtype."""
+    """GPT-J and GPT-Neo compute attention in float32, whatever the model's dtype; others everything."""
+    if family in _SINGLE:
+        return {"rtol": 1e-3, "atol": 1e-4}
     return {"rtol": 1e-4, "atol": 1e-6} if family in ("gptj", "gpt_neo") else {"rtol": 1e-9, "atol": 1e-10}
 
 

@@ -38,12 +38,18 @@ def products(
 _PLAIN = "loredit_plain"
 
 
+def chosen_by_name(model: PreTrainedModel) -> bool:
+    """Whether the model looks its attention up under a name. Falcon does not, and under another name than those it
+    knows it would go without a mask."""
+    return bool(model._supports_attention_backend)  # noqa: SLF001 - there is no public name for it
+
+
 @contextmanager
 def plain_attention(model: PreTrainedModel) -> Iterator[None]:
     """Attention as plain products on a CPU, where the fused one takes several times as long for a single token a row
     and backward (docs/performance.md); elsewhere, and where the model's own is not fused, the model's own."""
     own = model.config._attn_implementation  # noqa: SLF001 - there is no public name for it that can be set back
-    if model.device.type != "cpu" or own != "sdpa":
+    if model.device.type != "cpu" or own != "sdpa" or not chosen_by_name(model):
         yield
         return
     AttentionInterface.register(_PLAIN, products)

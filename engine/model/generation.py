@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from ..seeds import seed_of
 from .attention import plain_attention
 from .encoding import padded
-from .passes import frozen, head_sees
+from .passes import context_of, frozen, head_sees
 
 Attach = Callable[[Sequence[int]], AbstractContextManager[object]]
 """Given the batch rows that are being computed, attaches what belongs to them."""
@@ -146,7 +146,7 @@ def continuations(
 ) -> list[list[int]]:
     """The token ids that follow each prompt: ``tokens`` of them, or up to and with the first for which
     ``stop(row, token)`` holds; fewer where prompt and text together fill the ``context`` (None: the model's)."""
-    context = context or model.config.max_position_embeddings
+    context = context or context_of(model)
     out: list[list[int]] = [[] for _ in prompts]
     finished = set[int]()
     with Decoder(model, attach) as decoder:

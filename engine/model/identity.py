@@ -31,6 +31,8 @@ _LATER = (
     *("no_rope_layers", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "attention_factor"),
     *("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "short_factor", "long_factor"),
     *("clip_qkv", "logits_scaling", "use_qk_norm", "attn_temperature_tuning", "floor_scale", "attn_scale"),
+    *("num_kv_heads", "multi_query", "new_decoder_architecture", "apply_residual_connection_post_layernorm"),
+    *("qk_layernorm", "norm_epsilon", "activation"),
     *("num_experts_per_tok", "norm_topk_prob", "routed_scaling_factor", "use_bidirectional_attention"),
 )
 _KNOWN = {"2:": _ARCHITECTURE, "3:": (*_ARCHITECTURE, *_LATER)}

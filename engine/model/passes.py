@@ -13,6 +13,12 @@ from .sharing import guarded
 from .sites import blocks, returned, roles, sites
 
 
+def context_of(model: PreTrainedModel) -> int:
+    """Tokens that a model can see at once. Models with ALiBi (BLOOM) name no bound; theirs is what they saw in
+    training, 2048."""
+    return getattr(model.config, "max_position_embeddings", None) or 2048
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """The model in eval mode and without gradients of its own; both as they were afterwards. Other threads wait."""

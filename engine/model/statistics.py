@@ -29,7 +29,7 @@ from ..files import replacing
 from ..seeds import seed_of
 from .cache import cache, sha256_of
 from .generation import TopK, continuations
-from .passes import frozen, seen
+from .passes import context_of, frozen, seen
 from .sites import Site
 
 _WINDOW = 256  # tokens of a text that are run together; of sampled texts, their length
@@ -207,7 +207,7 @@ def _moments(model: PreTrainedModel, sites: Sequence[Site], text: Tensor) -> lis
 
 
 def _window(model: PreTrainedModel) -> int:
-    return min(_WINDOW, model.config.max_position_embeddings)
+    return min(_WINDOW, context_of(model))
 
 
 def _batches(text: Tensor, window: int, most: int) -> Iterator[Tensor]:

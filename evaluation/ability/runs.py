@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...data.ability import AbilityTask
 from ...engine.files import replacing
 from ...engine.model.encoding import Encoded
+from ...engine.model.passes import context_of
 from ..tuning.methods import sample
 from . import metrics
 from .metrics import Likelihoods, Score
@@ -51,7 +52,7 @@ def evaluate(
     Returns:
         A :class:`Score` for each metric, see :mod:`.metrics`.
     """
-    context = model.config.max_position_embeddings - reserved
+    context = context_of(model) - reserved
     questions = sample(task.questions, limit)
     parts: list[list[Encoded]] = [
         *([continued(tokenizer, q.text, option, context) for option in q.options] for q in questions),

@@ -37,6 +37,7 @@ from ...engine.model.encoding import Encoder
 from ...engine.model.identity import identity_of
 from ...engine.model.loading import LoadedModel
 from ...engine.model.loading import load as load_model
+from ...engine.model.passes import context_of
 from ...engine.model.sites import blocks
 from ...engine.patches.patch import Patch, nonzero_share
 from ...engine.patches.rows import Rows
@@ -183,7 +184,7 @@ def run(
     }
     folder = open_folder(record, Path(output) if output else None, f"{task}-{editor}", resume)
     with locked(folder):
-        encoder = method.encoder if method else Encoder(loaded.tokenizer, loaded.model.config.max_position_embeddings)
+        encoder = method.encoder if method else Encoder(loaded.tokenizer, context_of(loaded.model))
         setup = _Setup(editor, settings, loaded, method, encoder, seeds, batch_size, smoothing, folder, progress)
         trained = _trained(setup, pairs) if train else {}
         texts = _texts(setup, chosen, beam, decode_batch, train)

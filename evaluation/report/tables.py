@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 
@@ -89,6 +89,33 @@ def comparison_table(
     below += [HIGHER, f"Cases in both runs: {comparison.common}; in one only: {comparison.unpaired}"]
     headings = (*columns, "difference", "95 % interval", "pairs")
     return _grid(title, headings, rows, [*below, *_failed_lines(comparison.failed)])
+
+
+def runs_table(summaries: Mapping[str, Summary]) -> Table:
+    """Runs one below the other, their ``token_em`` and fluency with 95 % intervals, for the terminal.
+
+    Args:
+        summaries: by the name that is shown.
+
+    Returns:
+        What ``rich`` prints.
+
+    Example:
+        >>> print(runs_table({"LoRA": a, "RoseLoRA": b}))  # doctest: +SKIP
+    """
+    shown = ("edit_success", "generalization", "portability", "locality", "fluency")
+    names = [name for name in shown if any(name in summary.metrics for summary in summaries.values())]
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    grid.add_column("run", overflow="fold")
+    for name in names:
+        grid.add_column(name.replace("_", " "), justify="right")
+    for run, summary in summaries.items():
+        cells = []
+        for found in (summary.metrics.get(name) for name in names):
+            ends = _interval(found.edited.low, found.edited.high) if found else ""
+            cells.append(f"{_number(found.edited.mean)}\n{ends}" if found else NOTHING)
+        grid.add_row(Text(run), *cells)
+    return grid
 
 
 def markdown(summary: Summary) -> str:

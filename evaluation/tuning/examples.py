@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.examples import Example
+from ...engine.model.passes import context_of
 
 _CHUNK = 64
 
@@ -50,7 +51,7 @@ class Preparer:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, positions: int
     ) -> None:
-        context = min(model.config.max_position_embeddings, tokenizer.model_max_length) - positions
+        context = min(context_of(model), tokenizer.model_max_length) - positions
         self.tokenizer, self.max_length, self._keys = tokenizer, min(max_length, context), count()
         tokenizer.padding_side = (
             "right"  # decoders take the last token, and states of lower blocks are stored by position

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +15,7 @@ from ..data.messages import listed
 
 if TYPE_CHECKING:
     from ..editors import Edits
+    from ..evaluation import spreading
 
 Folder = Annotated[Path, typer.Argument(help="Folder with edits, written by `loredit apply`.", show_default=False)]
 Case = Annotated[str | None, typer.Option("--case", help="Case id of the edit; needed if the folder holds several.")]
@@ -39,6 +40,16 @@ Set = Annotated[
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 """How a command ends that does not end well (docs/errors.md)."""
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes that share the facts; with --ray: at most so many.")
+]
+Ray = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS", help="Work on a Ray cluster: auto, ray://HOST:PORT, HOST:PORT, local."),
+]
+Gpus = Annotated[
+    float | None, typer.Option(min=0, help="With --ray: 1 where the cluster has any if not given.", show_default=False)
+]
 
 
 class PlainConsole(Console):
@@ -125,6 +136,23 @@ def failures(edits: Edits) -> list[tuple[str, str]]:
         for i, fact in enumerate(facts)
         if (error := outcome.error or outcome.lost.get(i))
     ]
+
+
+@contextmanager
+def spread(workers: int | None, ray: str | None, gpus: float | None) -> Iterator[spreading.Workers | None]:
+    """The workers that the options ask for, while open; None for this process alone."""
+    from ..evaluation.spreading import Processes
+
+    if ray is None:
+        if gpus is not None:
+            raise ValueError("--gpus-per-worker is for --ray")
+        with nullcontext() if workers is None else Processes(workers) as several:
+            yield several
+    else:
+        from ..backends.ray import RayWorkers
+
+        with RayWorkers(ray, workers, gpus) as several:
+            yield several
 
 
 def say_learned(edits: Edits) -> None:

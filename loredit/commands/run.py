@@ -10,7 +10,7 @@ import typer
 
 from .. import data as facts_of
 from .. import hparams as presets
-from .common import Device, Dtype, Set, explained, out, quiet, say_failed
+from .common import Device, Dtype, Gpus, Ray, Set, Workers, explained, out, quiet, say_failed, spread
 
 if TYPE_CHECKING:
     from ..evaluation.scoring import Measure
@@ -46,6 +46,13 @@ give is measured; retention.png in the results shows what is forgotten.
   python run_edit.py --editor lora --hparams smollm2.yaml \\
       --data corrections.csv --mode sequential --checkpoints 1,10,100 \\
       --perplexity-text held.txt
+
+\b
+Four processes on this machine; all workers of a Ray cluster.
+  python run_edit.py --editor lora --hparams smollm2.yaml \\
+      --data ZsRE-test.json --workers 4
+  python run_edit.py --editor lora --hparams smollm2.yaml \\
+      --data ZsRE-test.json --ray auto
 
 Edit success, generalization, portability and locality are percentages, fluency an entropy; the unedited model stands
 beside the edited one. Results go to a folder as they come, with a page to look at, report.html; an interrupted run goes
@@ -97,9 +104,12 @@ def _numbers(text: str | None) -> list[int] | None:
 
 def run(
     editor: Annotated[str, typer.Option(help="Editing method, such as lora or roselora; an unknown name lists all.")],
-    hparams: Annotated[str, typer.Option(help="YAML file, or a preset in hparams/<editor>/, such as smollm2.yaml.")],
+    hparams: Annotated[
+        str, typer.Option(help="YAML file, or a preset in hparams/<editor>/; default.yaml suits any known model.")
+    ] = "default.yaml",
     model: Annotated[
-        str | None, typer.Option(help="Hub id, local folder, GGUF file or smollm2-135m; else the preset's.")
+        str | None,
+        typer.Option(help="Hub id, local folder, GGUF file, smollm2-135m or gemma3-270m; else the preset's."),
     ] = None,
     data: Annotated[
         str, typer.Option(help="Facts: a JSON, JSONL or CSV file, - for standard input, knowedit:ZsRE (hub).")
@@ -141,8 +151,12 @@ def run(
     device: Device = "auto",
     dtype: Dtype = "auto",
     edits_at_once: Annotated[
-        int | None, typer.Option(min=1, help="Edits trained side by side; as many as memory allows if not given.")
+        int | None,
+        typer.Option(min=1, help="Facts edited and scored together; as many as the device has use for if not given."),
     ] = None,
+    workers: Workers = None,
+    ray: Ray = None,
+    gpus_per_worker: Gpus = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for the results; a new one below results/ if not given.")
     ] = None,
@@ -167,32 +181,34 @@ def run(
         from ..evaluation import runs
         from ..evaluation.report.tables import examples, retention_table, table
 
-        result = runs.run(
-            editor,
-            hparams,
-            mode=mode.value,
-            checkpoints=points,
-            chunk=chunk,
-            perplexity_text=perplexity_text,
-            overrides=overrides,
-            model=model,
-            data=facts_given,
-            limit=limit,
-            offset=offset,
-            skip_bad=skip_bad,
-            seed=seed,
-            device=device,
-            dtype=dtype,
-            edits_at_once=edits_at_once,
-            measures=MEASURES[eval_],
-            fluency=fluency,
-            output=output,
-            resume=resume,
-            trust_remote_code=trust_remote_code,
-            easyedit=format_ is Format.easyedit,
-            examples=EXAMPLES,
-            progress=True,
-        )
+        with spread(workers, ray, gpus_per_worker) as several:
+            result = runs.run(
+                editor,
+                hparams,
+                mode=mode.value,
+                checkpoints=points,
+                chunk=chunk,
+                perplexity_text=perplexity_text,
+                overrides=overrides,
+                model=model,
+                data=facts_given,
+                limit=limit,
+                offset=offset,
+                skip_bad=skip_bad,
+                seed=seed,
+                device=device,
+                dtype=dtype,
+                edits_at_once=edits_at_once,
+                measures=MEASURES[eval_],
+                fluency=fluency,
+                output=output,
+                resume=resume,
+                trust_remote_code=trust_remote_code,
+                easyedit=format_ is Format.easyedit,
+                examples=EXAMPLES,
+                workers=several,
+                progress=True,
+            )
     facts = f"{result.facts} fact{'s' if result.facts > 1 else ''}"
     out.print(table(result.summary, title=f"{editor} on {facts}, mode {mode.value}"))
     if mode is Mode.sequential or perplexity_text:

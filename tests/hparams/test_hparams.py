@@ -7,10 +7,12 @@ from pathlib import Path
 
 import methods
 import pytest
+import tiny
 import yaml
 
 from loredit import editors
 from loredit import hparams as presets
+from loredit.engine.model.sites import sites
 from loredit.hparams import HparamsError, parsed, read
 
 FOLDER = Path(presets.__file__).parent
@@ -37,10 +39,38 @@ def test_every_shipped_preset_is_valid_and_opens_with_its_command(preset):
 
 def test_lora_and_roselora_have_the_published_values_for_gpt2():
     for editor in ("lora", "roselora"):
-        h = editors.settings(editor, "gpt2.yaml")
+        h = editors.settings(editor, "gpt2-published.yaml")
         assert (h.sites, h.layers, h.steps, h.lr, h.stop_at) == (["qkv"], "all", 30, 5e-3, None)
         assert (h.rank, h.alpha, h.dropout) == (4, 16, 0.1)
     assert (h.tau, h.beta, h.t_i, h.t_f) == (0.1, 0.8, 0.1, 0.8)
+
+
+def test_layers_are_numbers_or_shares_of_the_depth(tmp_path):
+    def layers(said):
+        return editors.settings("lora", written(tmp_path, GOOD | {"layers": said})).layers
+
+    assert layers("20-22") == [20, 21, 22]
+    assert layers("0.66-0.83") == "0.6600-0.8300"
+    assert layers(0.7) == layers("0.7") == "0.7000-0.7000"
+    assert layers(layers("0.25-0.5")) == layers("0.25-0.5")
+    for wrong in ("0.8-0.5", "1.5", "-0.5", "0.5-2.0"):
+        with pytest.raises(HparamsError, match="layers: Value error"):
+            layers(wrong)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("editor", editors.available())
+def test_the_default_preset_has_places_in_every_family(editor, family):
+    method = editors.editor(editor, "default", model=tiny.model(family), tokenizer=tiny.tokenizer())
+    if hasattr(method.hparams, "layers"):
+        assert sites(method.model, getattr(method.hparams, "sites", ["mlp_down"]), method.hparams.layers)
+
+
+def test_a_file_may_be_like_another(tmp_path):
+    h = editors.settings("lora", written(tmp_path, {"like": "default.yaml", "model": "other", "lr": 0.5}))
+    assert h == editors.settings("lora", "default", {"model": "other", "lr": 0.5})
+    with pytest.raises(HparamsError, match="no file 'none', and no such preset for lora"):
+        editors.settings("lora", written(tmp_path, {"like": "none"}))
 
 
 def test_a_preset_is_found_as_a_path_and_then_by_name(tmp_path):
@@ -95,7 +125,7 @@ def test_every_fault_of_a_file_is_reported_at_once(tmp_path):
     assert "lr: Input should be greater than 0, got -1" in message
     assert "sites.1: Input should be 'query', 'key'" in message
     assert "got 'nose'" in message
-    assert 'layers are a list, a range such as "20-24", or "all"' in message
+    assert 'layers are a list, a range such as "20-24", shares of the depth' in message
     assert "dropout: Input should be a valid number" in message
 
 

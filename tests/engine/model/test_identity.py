@@ -145,6 +145,8 @@ def test_rope_and_heads_are_part_of_what_a_model_is():
 def changes(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A config with each of its numbers, switches and names changed, one at a time."""
     for key, value in values.items():
+        if key == "output_attentions":  # computed in another order, where Falcon is asked for them
+            continue
         if isinstance(value, dict):
             yield from ({key: value | change} for change in changes(value))
         elif isinstance(value, bool):

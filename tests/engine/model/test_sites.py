@@ -15,25 +15,36 @@ from loredit.engine.model.sites import SiteError, sites, transposed, weight_shap
 ROLES = ("query", "key", "value", "qkv", "attention_output", "mlp_up", "mlp_gate", "mlp_down")
 
 
+GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
+ALL_HEADS = ("gpt2", "gpt_neox", "gptj", "gpt_neo", "opt", "phi", "bloom", "falcon")
+
+
+@pytest.mark.parametrize(("family", "reason"), [("mixtral", "its MLPs are experts"), ("gemma3", "it sees pictures")])
+def test_families_that_do_not_work_are_refused_by_name(family, reason):
+    with pytest.raises(SiteError, match=f"models of type '{family}' cannot be edited here: {reason}"):
+        sites(SimpleNamespace(config=SimpleNamespace(model_type=family)), ["mlp_down"])
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_every_role_of_a_family_is_a_linear_map_of_the_right_width(family):
     model = tiny.model(family)
-    d, inner = 32, 128 if family.startswith("gpt") and family != "gpt_neox" else 48
-    grouped = 16 if family in ("llama", "mistral", "qwen2", "qwen3") else 32
+    d, inner = 32, 128 if family in ("gpt2", "gptj", "gpt_neo", "bloom") else 48
+    grouped = 16 if family not in ALL_HEADS else 32
     widths = {
         "query": [(d, d)],
         "key": [(grouped, d)],
         "value": [(grouped, d)],
         "attention_output": [(d, d)],
-        "mlp_up": [(inner, d)],
+        "mlp_up": [(2 * inner if family == "phi3" else inner, d)],
         "mlp_gate": [(inner, d)],
         "mlp_down": [(d, inner)],
     }
-    fused = family in ("gpt2", "gpt_neox")
-    widths["qkv"] = [(3 * d, d)] if fused else [(d, d), (grouped, d), (grouped, d)]
-    gated = grouped == 16
+    # Falcon has one head of keys and values for all of its queries.
+    fused = {"gpt2": 3 * d, "gpt_neox": 3 * d, "bloom": 3 * d, "phi3": d + 2 * grouped, "falcon": d + 2 * 8}
+    widths["qkv"] = [(fused[family], d)] if family in fused else [(d, d), (grouped, d), (grouped, d)]
+    gated = family in GATED
     for role in ROLES:
-        if (fused and role in ("query", "key", "value")) or (not gated and role == "mlp_gate"):
+        if (family in fused and role in ("query", "key", "value")) or (not gated and role == "mlp_gate"):
             with pytest.raises(SiteError, match=f"no site '{role}' in {family}; it has "):
                 sites(model, [role])
             continue
@@ -41,7 +52,7 @@ def test_every_role_of_a_family_is_a_linear_map_of_the_right_width(family):
         assert [(site.outputs, site.inputs) for site in found] == widths[role]
         for site in found:
             module = model.get_submodule(site.name)
-            y = module(tiny.randn(2, 3, site.inputs))
+            y = module(tiny.randn(2, 3, site.inputs).to(model.dtype))
             assert y.shape == (2, 3, site.outputs)
             assert transposed(module) == (family == "gpt2")
             assert weight_shape(module) == (site.outputs, site.inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -56,7 +57,7 @@ def set_aside(model: nn.Module) -> Iterator[None]:
             table.update(own)
 
 
-def _tables(module: nn.Module) -> tuple[dict[int, object], ...]:
+def _tables(module: nn.Module) -> tuple[dict[int, Any], ...]:
     """What torch keeps of a module's forward hooks, and of how to call them."""
     return (
         module._forward_hooks,  # noqa: SLF001 - torch lists no hooks

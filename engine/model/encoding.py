@@ -136,8 +136,12 @@ class Encoder:
         return self._fitting(Encoded(ids, start, mark), whole.text)
 
     def _ids(self, prompt: Prompt) -> tuple[int, ...]:
-        # A chat's template brings the special tokens along.
-        return tuple(self.tokenizer(prompt.text, add_special_tokens=not prompt.chat)["input_ids"])
+        return tuple(self.tokenizer(prompt.text, **self._options(prompt))["input_ids"])
+
+    @staticmethod
+    def _options(prompt: Prompt) -> dict[str, bool]:
+        """How a prompt is tokenized; a chat's template brings the special tokens along."""
+        return {"add_special_tokens": False} if prompt.chat else {}
 
     def _last_token(self, prompt: Prompt, span: Span) -> int:
         """The position of the last token that has a part in these characters."""
@@ -145,9 +149,7 @@ class Encoder:
             raise EncodingError(
                 f"a {type(self.tokenizer).__name__} does not say where its tokens stand; load a fast tokenizer"
             )
-        offsets = self.tokenizer(prompt.text, return_offsets_mapping=True, add_special_tokens=not prompt.chat)[
-            "offset_mapping"
-        ]
+        offsets = self.tokenizer(prompt.text, return_offsets_mapping=True, **self._options(prompt))["offset_mapping"]
         return max(i for i, (begin, end) in enumerate(offsets) if begin < span.end and end > span.begin)
 
     def _fitting(self, encoded: Encoded, text: str, room: int = 0) -> Encoded:

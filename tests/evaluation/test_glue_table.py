@@ -24,7 +24,7 @@ def test_schedules_in_steps_are_stretched_with_the_run():
 @pytest.mark.parametrize("task", table.SETS)
 def test_every_preset_takes_the_length_of_every_set(task, method):
     changes = table.overrides(method, task)
-    whole = table.settings(method, "classification", None, changes, ("full", "probe"))
+    whole = table.settings(method, "classification", None, changes)
     assert whole.steps == table.SETS[task].steps
 
 

@@ -20,7 +20,6 @@ import loredit
 from loredit.cli import app
 from loredit.editors import load
 from loredit.engine.files import locked
-from loredit.engine.outcome import Outcome, learned
 from loredit.engine.storage import manifest as storage
 from loredit.engine.storage.manifest import STORE, EditsError, read_manifest, read_tensors, write
 from loredit.session import Session
@@ -108,7 +107,8 @@ def test_facts_are_added_and_the_others_stay_as_they_are(command, made, edits, t
     else:
         run("calibrate", edits, *BASE)  # keeps the encoder, so that the default one is not asked for
         told = run("apply", edits, "--data", data, "--add")
-    assert "1 of 1 facts learned; 3 edits" in told
+    assert "1 of 1 facts learned" in told
+    assert "3 edits in" in told
     assert cases(edits) == ["france", "water", "sky"]
     manifest = read_manifest(edits)
     assert (manifest.facts[:2], manifest.outcomes[:2]) == (old.facts, old.outcomes)
@@ -145,7 +145,9 @@ def test_records_without_case_ids_get_free_numbers(edits, tmp_path):
 
 def test_an_update_replaces_the_edit_of_the_same_fact_alone(made, edits, tmp_path):
     data = listed(tmp_path / "new.json", [{"prompt": "the capital of  France is", "target_new": "Nice"}])
-    assert "1 of 1 facts learned; 2 edits" in run("update", edits, "--data", data, *BASE)
+    told = run("update", edits, "--data", data, *BASE)
+    assert "1 of 1 facts learned" in told
+    assert "2 edits in" in told
     by_case = {own[0].case_id: own[0].target_new for own in read_manifest(edits).facts}
     assert by_case == {"france": "Nice", "water": "dry"}
     session = Session(edits, model=str(made / "model"))
@@ -254,21 +256,6 @@ def test_a_chat_goes_through_the_models_template_where_it_has_one(made, edits, t
     assert asked[-1] == "<|user|>\nWater is\n<|assistant|>"
 
 
-@pytest.mark.parametrize(
-    ("outcome", "hparams", "said"),
-    [
-        (Outcome(10, 0.5), {"steps": 40, "stop_at": 0.9}, True),
-        (Outcome(40, 0.05), {"steps": 40, "stop_at": 0.9}, True),
-        (Outcome(40, 1.5), {"steps": 40, "stop_at": 0.9}, False),
-        (Outcome(40, 0.1), {"steps": 40, "stop_at": None}, None),
-        (Outcome(0, None, "too long"), {"steps": 40, "stop_at": 0.9}, False),
-        (Outcome(10, 0.1, None, {0: "too long"}), {"steps": 40, "stop_at": 0.9}, False),
-    ],
-)
-def test_learned_is_said_where_training_knows_it(outcome, hparams, said):
-    assert learned(outcome, hparams) is said
-
-
 @pytest.fixture
 def store(tokenizer, facts):
     model = tiny.model("llama", torch.float32)
@@ -321,7 +308,7 @@ def test_a_damaged_index_is_named(store, tokenizer, tmp_path):
     manifest = read_manifest(tmp_path)
     tensors = read_tensors(tmp_path, manifest)
     write(tmp_path, manifest, tensors | {STORE + "keys": tensors[STORE + "keys"][:2]})
-    with pytest.raises(EditsError, match="its index: keys"):
+    with pytest.raises(EditsError, match=r"store\.keys: \(2, 32\), expected 4 rows"):
         EditStore.load(tmp_path, store.model, tokenizer)
     write(tmp_path, manifest, {n: t for n, t in tensors.items() if n != STORE + "relations"})
     with pytest.raises(EditsError, match="relations: missing"):

@@ -144,7 +144,7 @@ def test_the_config_names_what_an_identity_is_made_of(family):
     """identity.identity_of reads the architecture from config keys; a key renamed would fall out of it."""
     config = family.config.to_dict()
     rope = config.get("rope_parameters") or {}
-    found = {key for key in identity._ARCHITECTURE if config.get(key) is not None or rope.get(key) is not None}
+    found = {key for key in identity._KNOWN["3:"] if config.get(key) is not None or rope.get(key) is not None}
     assert {"model_type", "vocab_size"} <= found
     assert found & {"hidden_size", "n_embd"}
     assert found & {"num_hidden_layers", "n_layer", "num_layers"}

@@ -88,12 +88,16 @@ def later(name: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(LATER[name], dtype=torch.float64).eval()
 
 
+# Families that rule 2 never named.
+NEWER = ("bloom", "falcon", "gemma3_text", "phi", "phi3", "starcoder2")
+
+
 @pytest.fixture
 def named_model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return later(request.param) if request.param in LATER else tiny.model(request.param)
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", sorted({*tiny.FAMILIES} - {*NEWER}))
 def test_a_model_without_later_keys_is_called_as_ever(family):
     model = tiny.model(family)
     assert identity_of(model) == rule_2(model)

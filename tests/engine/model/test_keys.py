@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from loredit.engine.model.encoding import Batch, Encoder, EncodingError, Span, subject_span
+from loredit.engine.model.encoding import Batch, Encoder, EncodingError, Prompt, Span, subject_span
 from loredit.engine.model.keys import inputs_at, states_at
 from loredit.engine.model.sites import blocks, sites
 
@@ -47,7 +47,7 @@ def test_a_prompt_without_its_subject_is_an_error_that_says_so():
     ("prompt", "subject"), [("Zoë is", "Zoë"), ("I met Zoë", "Zoë"), ("Zoë and Zoë are", "Zoë"), ("東京は", "東京")]
 )
 def test_the_last_token_of_the_subject_is_marked(prompt, subject, before, tokenizer):
-    span = subject_span(prompt, subject).behind(before)
+    span = Prompt(before + prompt, len(before)).span(subject)
     encoded = Encoder(tokenizer, tiny.CONTEXT).answered(before + prompt, "here", marked=span)
     until = (before + prompt)[: span.end].encode()
     assert encoded.mark == len(until) - 1  # one token a byte

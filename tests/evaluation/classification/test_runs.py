@@ -141,9 +141,11 @@ def test_replaying_the_lower_blocks_changes_nothing(monkeypatch):
         assert torch.allclose(before, trained(loaded(family), "lora", [3, 5], layers=[2]), rtol=0, atol=1e-9)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_advice():
+def test_a_loss_that_is_no_number_ends_the_run_with_advice(monkeypatch):
+    beyond = methods.hparams("lora", steps=4).model_copy(update={"lr": 1e200})
+    monkeypatch.setattr(methods, "hparams", lambda *_, **__: beyond)
     with pytest.raises(TrainingError, match=r"the loss became .*nan.* at step \d; a lower lr may help"):
-        trained(loaded(), "lora", [0], lr=1e200)
+        trained(loaded(), "lora", [0])
 
 
 # Losses and metrics

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .sharing import check_unattached_elsewhere, guarded, taken_elsewhere
+from .sharing import check_unattached_elsewhere, guarded, lent, taken_elsewhere
 
 
 class EditHook:
@@ -53,7 +53,8 @@ def set_aside(model: nn.Module) -> Iterator[None]:
     for table in tables:
         table.clear()
     try:
-        yield
+        with lent(model):
+            yield
     finally:
         for table, own in zip(tables, kept, strict=True):
             table.update(own)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import RLock, get_ident
+from threading import Lock, get_ident
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,7 +21,7 @@ class _Use:
     """Who has a model."""
 
     def __init__(self) -> None:
-        self.lock = RLock()
+        self.lock = Lock()
         self.owner: int | None = None
         self.attached = False  # by a user, so that it lasts; only the owner changes it
 
@@ -54,13 +54,32 @@ def check_unattached_elsewhere(model: nn.Module, doing: str) -> None:
 @contextmanager
 def owned(model: nn.Module) -> Iterator[None]:
     """The model is this thread's, while open; it is waited for. Plain calls from other threads are not seen."""
-    use = _use(model)
+    use, me = _use(model), get_ident()
+    if use.owner == me:
+        yield
+        return
     with use.lock:
-        before, use.owner = use.owner, get_ident()
+        use.owner = me
         try:
             yield
         finally:
-            use.owner = before
+            use.owner = None
+
+
+@contextmanager
+def lent(model: nn.Module) -> Iterator[None]:
+    """The model is anybody's, while open, in the middle of what this thread does with it; then it is waited for."""
+    use, me = _use(model), get_ident()
+    if use.owner != me:
+        yield
+        return
+    attached, use.attached, use.owner = use.attached, False, None
+    use.lock.release()
+    try:
+        yield
+    finally:
+        use.lock.acquire()
+        use.owner, use.attached = me, attached
 
 
 @contextmanager

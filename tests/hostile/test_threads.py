@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from loredit import data, editors
 from loredit.engine.files import LockedError, locked
 from loredit.engine.model.generation import continuations
-from loredit.engine.model.hooks import attached_to
+from loredit.engine.model.hooks import attached_to, set_aside
 from loredit.engine.model.sharing import owned
 from loredit.evaluation.scoring import evaluate
 
@@ -146,3 +146,19 @@ def test_a_folder_that_another_process_writes_to_is_refused(folders, tmp_path):
     assert len(data.load(tmp_path / "facts.json").facts) == 1
     with locked(tmp_path / "edits"), pytest.raises(LockedError, match="another process is writing"):
         in_thread(lambda: locked(tmp_path / "edits").__enter__())
+
+
+def test_a_model_that_is_set_aside_is_anybodys_until_it_is_asked_for_again(edits, small, ids):
+    model = small[0]
+
+    def plain():
+        with torch.no_grad(), edits.on(-1):
+            return model(input_ids=ids).logits
+
+    wanted = plain()
+    with torch.no_grad(), edits.on(0):
+        edited = model(input_ids=ids).logits
+        with set_aside(model):
+            assert torch.equal(in_thread(plain), wanted)
+        assert torch.equal(model(input_ids=ids).logits, edited)
+    assert not torch.equal(wanted, edited)

@@ -17,7 +17,7 @@ class ModelLock:
 
     Example:
         >>> lock = ModelLock(model)  # doctest: +SKIP
-        >>> with lock.held():
+        >>> with lock.held():  # doctest: +SKIP
         ...     for part in work:
         ...         part()
         ...         lock.give_way()

@@ -165,7 +165,7 @@ class Batcher:
 
     Example:
         >>> texts = batcher.submit([Wanted(ids, 20, "The capital of France is")])  # doctest: +SKIP
-        >>> async for place, told in texts:
+        >>> async for place, told in texts:  # doctest: +SKIP
         ...     print(told)
     """
 

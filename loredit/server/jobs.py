@@ -117,7 +117,7 @@ class Jobs:
 
     Example:
         >>> job = jobs.add(Task(title="a fact", editor="lora", hparams=hparams, facts=(fact,)))  # doctest: +SKIP
-        >>> jobs.keep(job)
+        >>> jobs.keep(job)  # doctest: +SKIP
     """
 
     def __init__(self, session: Session) -> None:

@@ -155,7 +155,18 @@ class EditStore:
         self._calibrate_oneself()
 
     def check(self, edits: Edits, *, beside: Sequence[str] = ()) -> None:
-        """Raises the EditsError that :meth:`add` would raise for these edits once the cases ``beside`` are gone."""
+        """Whether these edits can be added, before anything is changed.
+
+        Args:
+            edits: what is to be added.
+            beside: cases that will be gone by then.
+
+        Raises:
+            EditsError: as :meth:`add` would raise it.
+
+        Example:
+            >>> store.check(edits, beside=["france"])  # doctest: +SKIP
+        """
         good = [facts for facts, outcome in zip(edits.facts, edits.outcomes, strict=True) if not outcome.error]
         if not any(good):
             raise EditsError("there is no edit to add that has a fact and did not fail")

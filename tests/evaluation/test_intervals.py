@@ -96,7 +96,7 @@ def test_no_interval_of_a_run_is_of_no_width(n):
     everything = [
         fact(
             str(i),
-            *(probe(kind, "11", "Rome") for kind in ("rewrite", "rephrase", "locality", "portability")),
+            *(probe(kind, "11", "Rome") for kind in ("rewrite", "rephrase", "chat", "locality", "portability")),
             base_text="a b c",
             edited_text="a b c",
         )

@@ -534,7 +534,7 @@ def test_hparams_come_from_a_preset_with_changes(tmp_path):
         "roselora", "gpt2.yaml", {"lr": 1e-3}, model_name="path/to/gpt2", device="cpu", batch_size=4, seed=3
     )
     assert (h.alg_name, h.model_name, h.device, h.batch_size, h.seed) == ("RoseLoRA", "path/to/gpt2", "cpu", 4, 3)
-    assert (h.settings.lr, h.settings.tau) == (1e-3, 0.1)
+    assert (h.settings.lr, h.settings.tau) == (1e-3, 0.17)
     assert (h.model_parallel, h.evaluation_type, h.use_chat_template, h.api_key) == (False, None, False, None)
     assert bridge.hparams("lora", "gpt2").alg_name == "loredit-LoRA"
     assert bridge.hparams("lora", "gpt2").model_name == "gpt2"

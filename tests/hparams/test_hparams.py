@@ -54,7 +54,7 @@ def test_layers_are_numbers_or_shares_of_the_depth(tmp_path):
     assert layers(0.7) == layers("0.7") == "0.7000-0.7000"
     assert layers(layers("0.25-0.5")) == layers("0.25-0.5")
     for wrong in ("0.8-0.5", "1.5", "-0.5", "0.5-2.0"):
-        with pytest.raises(HparamsError, match="layers: (a|layers are) "):
+        with pytest.raises(HparamsError, match=r"layers: (a|layers are) "):
             layers(wrong)
 
 

@@ -127,15 +127,14 @@ def _part(encoder: Encoder, h: Hparams, contexts: Sequence[str], fact: Fact, see
     if not isinstance(h, StepHparams):  # what is trained in steps alone can hold anything
         return Part(fact, tuple(answers), notes=tuple(notes))
     anchors = []
-    held = h.kl_prompts if h.kl_weight else ()
-    for template in held:
+    for template in h.kl_prompts if h.kl_weight else ():
         if not fact.subject and "{}" in template:
             notes.append(NO_SUBJECT)
             continue
         prompt = Prompt(template.replace("{}", fact.subject or ""))
         mark = (subjects or tail) and "{}" in template
         span = prompt.span(fact.subject) if mark else None
-        anchors.append(_anchor(encoder, prompt, all_positions=h.kl_positions == "all", marked=span))
+        anchors.append(_anchor(encoder, prompt, span, all_positions=h.kl_positions == "all"))
     if isinstance(h, TrainedHparams):
         others = other_subjects(fact, h.hold_subjects, seed)
         notes += [NOT_IN_PROMPT] * (len(others) < h.hold_subjects)
@@ -144,7 +143,7 @@ def _part(encoder: Encoder, h: Hparams, contexts: Sequence[str], fact: Fact, see
         for i, said in enumerate(_otherwise(fact, h.hold_relations, seed)):
             asked = wordings(encoder, h, contexts, fact.model_copy(update={"prompt": said}))
             text = asked[i % len(asked)]
-            anchors.append(_anchor(encoder, text, False, text.span(fact.subject) if subjects or tail else None))
+            anchors.append(_anchor(encoder, text, text.span(fact.subject) if subjects or tail else None))
     n = h.null_subjects if isinstance(h, WeightHparams) else 0
     others = other_subjects(fact, n, seed)
     notes += [NOTHING_NULL] * (len(others) < n)
@@ -173,15 +172,15 @@ def _mark(text: Prompt, fact: Fact, subjects: bool, tail: bool) -> Span | None:
     return text.span(fact.subject) if subjects or (tail and _names(fact)) else None
 
 
-def _about(name: str, fact: Fact, texts: Sequence[Prompt], i: int, tail: bool) -> tuple[Prompt, bool, Span | None]:
+def _about(name: str, fact: Fact, texts: Sequence[Prompt], i: int, tail: bool) -> tuple[Prompt, Span | None]:
     """One of the fact's wordings in turn with another subject; where that stands, if it matters."""
     text = texts[i % len(texts)]
     begin, end = text.span(fact.subject)
     changed = text._replace(text=text.text[:begin] + name + text.text[end:])
-    return changed, False, Span(begin, begin + len(name)) if tail else None
+    return changed, Span(begin, begin + len(name)) if tail else None
 
 
-def _anchor(encoder: Encoder, prompt: Prompt, all_positions: bool = False, marked: Span | None = None) -> Encoded:
+def _anchor(encoder: Encoder, prompt: Prompt, marked: Span | None = None, *, all_positions: bool = False) -> Encoded:
     """A prompt whose prediction after the last token is to stay, or those after all tokens."""
     encoded = encoder.prompt(prompt, room=1, marked=marked)
     # The last id only makes room for what comes.

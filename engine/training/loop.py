@@ -161,12 +161,8 @@ class Work:
     def _lay_out(self) -> None:
         """The rows of the next step, and what goes with them."""
         h, device = self.method.hparams, self.patch.seeds.device
-        seeds = self.patch.seeds.tolist() if self._draws else [0] * len(self._lessons)
-        self._drawn = (
-            [lesson.drawn(h, seed, self._steps) for lesson, seed in zip(self._lessons, seeds, strict=True)]
-            if self._draws
-            else self._lessons
-        )
+        drawn = zip(self._lessons, self.patch.seeds.tolist(), strict=True)
+        self._drawn = [lesson.drawn(h, seed, self._steps) for lesson, seed in drawn]
         of_edit = [[parted(h, row)[1] for of_fact in _by_fact(lesson) for row in of_fact] for lesson in self._drawn]
         counts = [(len(lesson.answers), len(lesson.anchors)) for lesson in self._drawn]
         self._owner = [e for e, rows in enumerate(of_edit) for _ in rows]

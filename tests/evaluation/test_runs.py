@@ -7,13 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
-import torch
 from where import ROOT
 
 from loredit import editors
@@ -168,15 +166,6 @@ for calls in [1, *(moments.randrange(1, 14) for _ in range(9)), 10**6]:  # first
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), finished())
 """
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As the killed processes have it: sums in another order are other numbers."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -17,7 +17,6 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 from where import ROOT
 
 from loredit.data import Fact
@@ -162,15 +161,6 @@ def many(place: Path) -> Path:
     ]
     (place / "facts.json").write_text(json.dumps(records))
     return place
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As workers have it: sums in another order are other numbers."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _run(**options: Any) -> runs.RunResult:

@@ -48,7 +48,7 @@ from ..engine.training.loop import train
 from ..engine.training.memory import bytes_in_training
 from ..engine.training.solving import Solver, Values, independent, joint
 from ..engine.training.together import together
-from ..engine.training.turns import Turner, turned, turned_each
+from ..engine.training.turns import LOST, Turner, turned, turned_each
 
 NO_FACTS = "an edit carries at least one fact; the list is empty"
 
@@ -303,6 +303,55 @@ class TurnedEditor(Editor, Turner, ABC):
         # A pass is of a fixed size; an edit adds its inputs, gradients and factors, some of them in float64.
         predictions = sum(len(row.wanted) for row in lesson.answers)
         return 4 * 8 * predictions * sum(site.inputs + site.outputs for site in self.sites)
+
+
+class UntrainedEditor(Editor, ABC):
+    """A method whose edit follows from the words of its facts alone."""
+
+    @abstractmethod
+    def stated(self, facts: Sequence[Fact], seed: int, before: Patch | None) -> tuple[Patch, dict[int, str]]:
+        """One edit that carries all facts, going on from ``before``; and by index, why it does not carry others."""
+
+    @final
+    def learn(
+        self, lessons: Sequence[Lesson], seeds: Sequence[int], progress: Progress | None = None
+    ) -> tuple[Patch, list[Outcome]]:
+        facts = [part.fact for lesson in lessons for part in lesson.parts]
+        patch, lost = self._each(facts, seeds)
+        return patch, [Outcome(0, None, lost.get(e)) for e in range(len(lessons))]
+
+    @final
+    def carry(
+        self,
+        facts: Sequence[Fact],
+        seed: int,
+        before: Patch | None = None,
+        earlier: Sequence[Fact] = (),
+        progress: Progress | None = None,
+    ) -> tuple[Patch, Outcome]:
+        patch, lost = self.stated(facts, seed, before)
+        fit = [i for i in range(len(facts)) if i not in lost]
+        if fit:  # one that the model cannot compute would be the end of all
+            _, sick = self._each([facts[i] for i in fit], [seed] * len(fit))
+            lost |= {fit[k]: message for k, message in sick.items()}
+            good = [i for i in fit if i not in lost]
+            if sick:
+                patch, _ = self.stated([facts[i] for i in good], seed, before)
+        return patch, Outcome(0, None, lost=lost)
+
+    @final
+    def bytes_per_edit(self, lesson: Lesson) -> int:
+        return 8 * (self.positions + lesson.longest)  # its tokens; what is computed of them is computed in chunks
+
+    def _each(self, facts: Sequence[Fact], seeds: Sequence[int]) -> tuple[Patch, dict[int, str]]:
+        """An edit for each fact; and by index, why there is none of others."""
+        each = [self.stated([fact], seed, None) for fact, seed in zip(facts, seeds, strict=True)]
+        patch = Patch.concatenated([patch for patch, _ in each])
+        lost = {e: lost[0] for e, (_, lost) in enumerate(each) if lost}
+        asked = [e for e in range(len(facts)) if e not in lost]
+        checks = checked(self, patch, [(e, facts[e]) for e in asked])
+        sick = {e: LOST.format("nan") for e, check in zip(asked, checks, strict=True) if check is None}
+        return patch, lost | sick
 
 
 @dataclass(frozen=True, repr=False)

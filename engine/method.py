@@ -108,7 +108,8 @@ class Method(ABC):
     @cached_property
     def contexts(self) -> tuple[str, ...]:
         """Texts of the model's own; each prompt is trained behind every one of them too."""
-        return sampled_texts(self.model, self.tokenizer, self.hparams.contexts)
+        count = self.hparams.contexts if isinstance(self.hparams, settings.WordingHparams) else 0
+        return sampled_texts(self.model, self.tokenizer, count)
 
     @cached_property
     def model_identity(self) -> str:

@@ -51,13 +51,26 @@ class Hparams(BaseModel):
     errors.
 
     Example:
-        >>> Hparams(model="gpt2", contexts=2).end_of_text
-        False
+        >>> Hparams(model="gpt2").model
+        'gpt2'
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: str = Field(description="Model the preset is for: hub id, local folder, GGUF file or short name")
+
+    @model_validator(mode="after")
+    def _within_reach(self) -> Hparams:
+        for name, value in self:
+            most = MOST_COUNT if isinstance(value, int) else MOST_NUMBER
+            if isinstance(value, (int, float)) and abs(value) > most:
+                raise ValueError(f"{name} is beyond {most:g}, more than any model can be computed with")
+        return self
+
+
+class WordingHparams(Hparams):
+    """In which words a fact is learned: hyper-parameters of every method that learns from a fact's answer."""
+
     end_of_text: bool = Field(
         False, description="Train an end-of-text token after the target, so that generation stops"
     )
@@ -71,16 +84,8 @@ class Hparams(BaseModel):
         "none", description="Train what is asked in the model's chat template: not at all, too, or nothing else"
     )
 
-    @model_validator(mode="after")
-    def _within_reach(self) -> Hparams:
-        for name, value in self:
-            most = MOST_COUNT if isinstance(value, int) else MOST_NUMBER
-            if isinstance(value, (int, float)) and abs(value) > most:
-                raise ValueError(f"{name} is beyond {most:g}, more than any model can be computed with")
-        return self
 
-
-class StepHparams(Hparams):
+class StepHparams(WordingHparams):
     """Hyper-parameters of what the training loop finds, be it a patch or the values that a closed form needs."""
 
     in_steps: ClassVar[tuple[str, ...]] = ("steps",)
@@ -93,6 +98,13 @@ class StepHparams(Hparams):
     )
     stop_at_rank_1: bool = Field(
         False, description="An edit is finished, too, once every target token is the likeliest in every prompt"
+    )
+    smooth: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Learn each token of the answer as this share of it, and for the rest what the model itself finds "
+        "likely there, so that no token is learned beyond what the others are; null: the token alone",
     )
     clip_norm: float | None = Field(None, gt=0, description="Largest norm of one edit's gradient; null: any")
     kl_weight: float = Field(0.0, ge=0, description="Weight of KL(unedited || edited) on kl_prompts")
@@ -207,7 +219,7 @@ class WeightHparams(SiteHparams, StatisticsHparams):
     )
 
 
-class TurnHparams(Hparams, Sited):
+class TurnHparams(WordingHparams, Sited):
     """Hyper-parameters of a closed form that takes one backward pass for so many facts."""
 
     batch_size: int = Field(100, gt=0, description="Facts of one turn, in an edit with many facts")

@@ -82,7 +82,7 @@ class Patch(nn.Module, ABC):
     def sound(self) -> list[bool]:
         """(E,), whether all numbers of an edit are finite."""
         finite = [p.detach().isfinite().reshape(len(p), -1).all(1) for p in self.parameters()]
-        return torch.stack(finite).all(0).tolist()
+        return torch.stack([torch.ones_like(self.seeds, dtype=torch.bool), *finite]).all(0).tolist()
 
     @final
     def nonzero_share(self, edit: int) -> float:

@@ -19,7 +19,7 @@ from ...data.facts import Fact
 from ...data.relations import other_relations
 from ...data.subjects import kind_of, pool
 from ...data.wordings import question
-from ...hparams.base import Hparams, StepHparams, TrainedHparams, WeightHparams
+from ...hparams.base import Hparams, StepHparams, TrainedHparams, WeightHparams, WordingHparams
 from ..model.encoding import Encoded, Encoder, Prompt, Span
 from ..seeds import seed_of
 
@@ -116,6 +116,8 @@ def lesson(
 
 
 def _part(encoder: Encoder, h: Hparams, contexts: Sequence[str], fact: Fact, seed: int, subjects: bool) -> Part:
+    if not isinstance(h, WordingHparams):  # nothing is learned of it but what it says
+        return Part(fact, (encoder.answered(fact.prompt, fact.target_new),))
     tail = isinstance(h, WeightHparams) and h.acts_from == "subject"
     notes = [NO_CHAT] * (h.chat_template != "none" and not encoder.chats)
     notes += [FROM_START] * (tail and not _names(fact))
@@ -151,7 +153,7 @@ def _part(encoder: Encoder, h: Hparams, contexts: Sequence[str], fact: Fact, see
     return Part(fact, tuple(answers), tuple(anchors), tuple(nulls), tuple(dict.fromkeys(notes)))
 
 
-def wordings(encoder: Encoder, h: Hparams, contexts: Sequence[str], fact: Fact) -> list[Prompt]:
+def wordings(encoder: Encoder, h: WordingHparams, contexts: Sequence[str], fact: Fact) -> list[Prompt]:
     """A fact's prompt, first as it is, in all the ways that it is trained in."""
     asked = question(fact.prompt, fact.subject)
     in_chat = [encoder.chat(asked or fact.prompt)] if h.chat_template != "none" and encoder.chats else []

@@ -31,6 +31,8 @@ from ..patches.rows import Rows
 from ..progress import Phase, Progress
 from .lessons import Lesson, parted
 
+_LIKELY = 0.5  # standard deviations of the logits: what is so near to the largest counts as likely (OVERTONE's n)
+
 # The loss is seen before a step is taken; what the last step did shows in the weights alone.
 SICK = "the last step made a weight NaN or infinite; a lower lr may help"
 
@@ -106,10 +108,12 @@ class Work:
         rows = self._attached_rows()
         logits = self._logits(rows)
         cost = nll = F.cross_entropy(logits, self._batch.labels, reduction="none")
+        if self.method.hparams.smooth is not None:
+            cost = smoothed(logits, self._batch.labels, self.method.hparams.smooth)
         if len(self._held):
             # KL(p || q) = sum p (log p - log q), on the predictions that are to stay.
             log_q = logits[self._held].log_softmax(-1)
-            cost = nll.index_put((self._held,), F.kl_div(log_q, self._said, reduction="none", log_target=True).sum(-1))
+            cost = cost.index_put((self._held,), F.kl_div(log_q, self._said, reduction="none", log_target=True).sum(-1))
         of_row = self._batch.table(cost).sum(1) / self._batch.table.counts
         if rows.dropped and self.method.hparams.sure is not None:
             logits = self._without_dropout()
@@ -308,6 +312,23 @@ def logits_of(model: PreTrainedModel, first: int, hidden: Tensor | None, batch: 
     with nullcontext() if hidden is None else replayed(model, first, hidden):
         logits = logits_at(model, batch.ids, batch.at)
     return logits.to(torch.promote_types(torch.float32, model.dtype))
+
+
+def smoothed(logits: Tensor, labels: Tensor, share: float) -> Tensor:
+    r"""(N, V), (N,) -> (N,), each prediction's loss against a target of which its token is a ``share``
+    (OVERTONE, https://arxiv.org/abs/2502.00602):
+
+    .. math:: KL(q \| p), \qquad q = \lambda \delta_y + (1 - \lambda) \tilde p
+
+    where :math:`\tilde p` is what the model now finds likely there, without a gradient of its own. Where y would not be
+    the likeliest of q, q is y alone.
+    """
+    with torch.no_grad():
+        likely = logits >= logits.amax(1, keepdim=True) - _LIKELY * logits.std(1, keepdim=True)
+        one = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+        q = share * one + (1 - share) * logits.masked_fill(~likely, -torch.inf).softmax(1)
+        q = torch.where((q.argmax(1) == labels)[:, None], q, one)
+    return F.kl_div(logits.log_softmax(1), q, reduction="none").sum(1)
 
 
 def _by_fact(lesson: Lesson) -> list[tuple[Encoded, ...]]:

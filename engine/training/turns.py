@@ -30,7 +30,7 @@ from ..patches.solved import Solved, SolvedPatch
 from ..progress import Phase, Progress
 from .lessons import Lesson
 
-LOST = "the loss is {}, so nothing can be solved for"
+LOST = "the loss is {}, so nothing can be made of the fact"
 UNSOUND = "the update is no finite number; a lower lr may help"
 UNCHANGED = "a turn changed nothing, since its first prediction has no spread; take contexts, or more facts in a turn"
 

@@ -118,6 +118,11 @@ def known(method: str, **changes: Any) -> dict[str, Any]:
     return {name: value for name, value in changes.items() if name in editors.find(method).Hparams.model_fields}
 
 
+def about(loss: float | None) -> Any:
+    """To be compared with another; None of methods that see no loss."""
+    return loss if loss is None else pytest.approx(loss, rel=1e-9)
+
+
 def hooks_on(model: nn.Module) -> int:
     """Hooks of any kind, and methods replaced on single modules."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -141,7 +146,7 @@ def test_trained_together_is_trained_alone(method, change, model, tokenizer, som
     for e, fact in enumerate(some):
         alone = editor.edit_each([fact])
         assert_same(values(together, e), values(alone, 0))
-        assert together.outcomes[e].loss == pytest.approx(alone.outcomes[0].loss, rel=1e-9)
+        assert together.outcomes[e].loss == about(alone.outcomes[0].loss)
         assert together.outcomes[e].error is None
         # Or the equality says nothing about the change:
         assert not changes or differ(values(together, e), values(edits, e))
@@ -195,7 +200,9 @@ def test_a_finished_edit_is_as_it_was_when_it_stopped(model, tokenizer, stopped)
             assert outcome.loss == pytest.approx(-log_probs.mean().item() + 0.2 * kl + penalty, rel=1e-9)
 
 
-def test_the_answer_becomes_likelier(model, tokenizer, some, edits):
+def test_the_answer_becomes_likelier(method, model, tokenizer, some, edits):
+    if method == "incontext":
+        pytest.skip("random weights do not read what is said before a text")
     for e, fact in enumerate(some):
         before = slow.log_probs(model, tokenizer, fact.prompt, fact.target_new).sum()
         with edits.on([e]):
@@ -223,7 +230,7 @@ def test_one_fact_in_one_edit_is_an_independent_edit(order, method, model, token
     alone = stopped.editor.edit(stopped.facts[early])
     assert_same(values(alone, 0), values(stopped, early))
     assert alone.outcomes[0].steps == stopped.outcomes[early].steps
-    assert alone.outcomes[0].loss == pytest.approx(stopped.outcomes[early].loss, rel=1e-9)
+    assert alone.outcomes[0].loss == about(stopped.outcomes[early].loss)
 
 
 @pytest.mark.parametrize("order", ["breadth_first", "depth_first"])
@@ -233,7 +240,8 @@ def test_one_edit_carries_all_facts(order, method, model, tokenizer, some):
     before = [slow.log_probs(model, tokenizer, fact.prompt, fact.target_new).mean() for fact in some]
     with edits.on([0]):
         after = [slow.log_probs(model, tokenizer, fact.prompt, fact.target_new).mean() for fact in some]
-    assert sum(after) > sum(before) + 0.5
+    if method != "incontext":  # random weights do not read
+        assert sum(after) > sum(before) + 0.5
 
 
 def test_sequential_editing_goes_on_from_the_edit_before(model, tokenizer, editor, some, edits):
@@ -412,7 +420,7 @@ def test_trained_numbers_are_counted_as_they_are(edits):
         pytest.skip("not all of its numbers count (padding, pruned triplets); the method's own test has its formula")
     numbers = [x for p in edits.patch.parameters() for x in p[1].flatten().tolist()]
     assert edits.num_trainable_parameters() == len(numbers)
-    assert edits.nonzero_share(1) == sum(x != 0 for x in numbers) / len(numbers)
+    assert edits.nonzero_share(1) == (sum(x != 0 for x in numbers) / len(numbers) if numbers else 1.0)
 
 
 # What goes wrong stays with the fact that it goes wrong with

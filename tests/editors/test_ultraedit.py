@@ -133,7 +133,7 @@ def test_an_answer_that_is_no_number_is_that_facts_error(tokenizer, facts):
     sick = Fact(case_id="sick", prompt="A tilde ~ is", target_new="poison")
     editor = methods.editor("ultraedit", model, tokenizer)
     edits = editor.edit([facts[0], sick, facts[1]])
-    assert edits.outcomes[0].lost == {1: "the loss is nan, so nothing can be solved for"}
+    assert edits.outcomes[0].lost == {1: "the loss is nan, so nothing can be made of the fact"}
     torch.testing.assert_close(
         edits.patch.delta_weights(0), editor.edit([facts[0], facts[1]]).patch.delta_weights(0), rtol=1e-8, atol=1e-10
     )

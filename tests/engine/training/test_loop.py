@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import log
+
 import methods
 import pytest
 import slow
 import torch
 
-from loredit.engine.training.loop import Work
+from loredit.engine.training.loop import Work, smoothed
 
 
 @pytest.mark.parametrize("positions", ["last", "all"])
@@ -63,3 +65,36 @@ def test_when_edits_leave_the_batch_the_others_are_held_to_their_own_predictions
     before, _ = work.losses()
     work.keep(left)
     torch.testing.assert_close(work.losses()[0], before[left], rtol=1e-9, atol=1e-12)
+
+
+def test_a_smoothed_target_is_a_share_of_the_token_and_what_the_model_finds_likely():
+    logits = torch.randn(40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = torch.arange(40) % 30
+    found = smoothed(logits, labels, 0.6)
+    for n, row in enumerate(logits.detach()):
+        p = row.softmax(0)
+        bound = row.max() - 0.5 * row.std()
+        mass = sum(p[v] for v in range(30) if row[v] >= bound)
+        q = [0.4 * float(p[v] / mass) if row[v] >= bound else 0.0 for v in range(30)]
+        q[labels[n]] += 0.6
+        if max(range(30), key=q.__getitem__) != labels[n]:
+            q = [float(v == labels[n]) for v in range(30)]
+        loss = sum(q[v] * (log(q[v]) - p[v].log()) for v in range(30) if q[v])
+        assert found[n].item() == pytest.approx(float(loss), rel=1e-9)
+    # Its gradient is p - q: what the model finds likely is learned as it is, not pushed further.
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert torch.allclose(gradient.sum(1), torch.zeros(40, dtype=torch.float64), atol=1e-12)
+
+
+def test_a_smoothed_edit_leaves_the_other_tokens_more(model, tokenizer, facts):
+    fact, steps = facts[0], 12
+    plain, soft = (
+        methods.editor("lora", model, tokenizer, steps=steps, **{"smooth": share} if share else {}).edit([fact])
+        for share in (None, 0.5)
+    )
+    found = []
+    for edits in (plain, soft):
+        with edits.on([0]):
+            found.append(slow.log_probs(model, tokenizer, fact.prompt, fact.target_new).mean().exp().item())
+    before = slow.log_probs(model, tokenizer, fact.prompt, fact.target_new).mean().exp().item()
+    assert before < found[1] < found[0]

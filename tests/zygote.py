@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -82,6 +81,10 @@ def _child(asked: dict[str, object], output: int) -> None:
         os._exit(code)
 
 
+def _ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def _serve() -> None:
     import loredit.bridges.peft
     import loredit.cli
@@ -96,7 +99,9 @@ def _serve() -> None:
             if not pid:
                 _child(asked, output.fileno())
             if asked["kill_after"] is not None:
-                select.select([], [], [], asked["kill_after"])
+                end = begun + asked["kill_after"]
+                while time.perf_counter() < end and not _ended(pid):
+                    time.sleep(0.002)
                 os.kill(pid, signal.SIGKILL)  # it is not reaped before the next line
             _, status = os.waitpid(pid, 0)
             output.seek(0)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..data import Fact, Probe
 from ..editors import Edits, find
-from ..engine.files import replacing
+from ..engine.files import replacing, tidy
 from ..engine.progress import Phase, Progress
 from ..evaluation.folder import read
 from ..evaluation.runs import RESULTS, run, saved
@@ -123,7 +123,7 @@ class Jobs:
     def __init__(self, session: Session) -> None:
         self.session = session
         self._folder = session.folder / JOBS
-        self._jobs = {path.name: _read(path) for path in sorted(self._folder.glob("*")) if (path / _TASK).exists()}
+        self._jobs = {path.name: _read(path) for path in _kept(self._folder)}
         self._closing = False
         self._changed = Condition()
         self._thread = Thread(target=self._run, name="jobs", daemon=True)
@@ -171,6 +171,7 @@ class Jobs:
         with self._changed:
             self._changed.wait_for(lambda: job.phase is None)
             del self._jobs[job.id]
+        (job.folder / _TASK).unlink()  # a folder without one is none of a job, should this be the last that is done
         shutil.rmtree(job.folder)
 
     def close(self) -> None:
@@ -250,6 +251,17 @@ class Jobs:
         }
         job.assign(task.model_copy(update={"facts": (fact.model_copy(update=update),), "neighbours": ()}))
         return job.task
+
+
+def _kept(jobs: Path) -> list[Path]:
+    """The folders of jobs; what a killed process has left of others is removed."""
+    folders = sorted(path for path in jobs.glob("*") if path.is_dir())
+    for folder in folders:
+        if (folder / _TASK).exists():
+            tidy(folder, "*.json")
+        else:
+            shutil.rmtree(folder)
+    return [folder for folder in folders if folder.exists()]
 
 
 def _read(folder: Path) -> Job:

@@ -9,13 +9,21 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 from zygote import Done, Zygote
 
@@ -203,6 +211,83 @@ def test_a_killed_filling_of_the_cache_is_done_anew(call, tmp_path):
     finally:
         other.close()
     assert leftovers(tmp_path / "models") == []
+
+
+class Running:
+    """A server in a child that is killed so many seconds after it has begun to listen, if not before."""
+
+    def __init__(self, call: Zygote, *args: object, seconds: float) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self._pool = ThreadPoolExecutor(1)
+        self.done = self._pool.submit(call, *args, "--port", self.port, kill_after=seconds)
+        while not self.done.done() and self.get("/health") is None:
+            time.sleep(0.02)
+
+    def get(self, path: str, fields: dict[str, str] | None = None, *, as_json: bool = False) -> str | None:
+        """What it answers; None where it does not, or not any more."""
+        url = f"http://127.0.0.1:{self.port}"
+        data = fields and (json.dumps(fields) if as_json else urlencode(fields)).encode()
+        kind = {"Content-Type": "application/json"} if as_json else {}
+        try:
+            with urlopen(Request(url + path, data=data, headers={"Origin": url, **kind}), timeout=30) as answer:
+                return str(answer.read().decode())
+        except (OSError, HTTPException):
+            return None
+
+    def ended(self, how: int | None = None) -> Done:
+        """How it has ended; by a signal, if it has not yet."""
+        for one in psutil.net_connections("tcp4") if how else ():
+            if one.status == psutil.CONN_LISTEN and one.laddr.port == self.port:
+                os.kill(one.pid, how)
+        done = self.done.result(60)
+        self._pool.shutdown()
+        return done
+
+
+FACT = {"prompt": "The water is", "target_new": "dry", "subject": "water", "how": "lora/default.yaml"}
+
+
+def learned_on_the_page(page: Running) -> bool:
+    """Whether all jobs have come to an end, those learned having been kept."""
+    shown = page.get("/jobs") or "/stream"
+    for name in re.findall(r'"/jobs/([^"/]*)/keep"', shown):
+        page.get(f"/jobs/{name}/keep", {"": ""})
+    return "/stream" not in shown and "/keep" not in shown
+
+
+def test_a_killed_page_goes_on_with_what_it_was_learning(call, model_folder, tmp_path):
+    args = ("--model", model_folder, "--encoder", "base")
+    for i, after in enumerate(moments("page", 4)):
+        folder = tmp_path / f"cut-{i}"
+        page = Running(call, "ui", folder, *args, seconds=1 + after)
+        asked = page.get("/learn", FACT)
+        while not page.done.done():
+            learned_on_the_page(page)
+        assert page.ended().code == -signal.SIGKILL
+        if (folder / "edits.json").exists():
+            assert len(learned(folder)[0]) == 1
+        page = Running(call, "ui", folder, *args, seconds=60)
+        jobs = len([*(folder / ".jobs").glob("*/task.json")])
+        assert jobs == 1 or asked is None
+        while jobs and not (folder / "edits.json").exists() and not page.done.done():
+            learned_on_the_page(page)
+            time.sleep(0.05)
+        if jobs:
+            assert [fact.target_new for (fact,) in learned(folder)[0]] == ["dry"]
+        assert not [path for path in leftovers(folder) if Path(path).name != ".jobs"]
+        assert all((path / "task.json").exists() for path in (folder / ".jobs").glob("*"))
+        assert page.ended(signal.SIGINT).code == 130
+
+
+def test_a_killed_server_leaves_its_folder_as_it_was(call, made):
+    before = _hashes(made / "edits")
+    for after in moments("serve", 2):
+        server = Running(call, "serve", made / "edits", "--encoder", "base", seconds=0.5 + after)
+        while not server.done.done():
+            server.get("/v1/completions", {"prompt": "The water is", "max_tokens": 40}, as_json=True)
+        assert server.ended().code == -signal.SIGKILL
+        assert _hashes(made / "edits") == before
 
 
 @pytest.fixture

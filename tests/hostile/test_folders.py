@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from loredit import editors
-from loredit.bridges.peft import from_peft
+from loredit.bridges.peft import PeftError, from_peft
 from loredit.engine.storage.manifest import EditsError, Manifest, read_both, remove, write
 from loredit.engine.storage.packed import Packed
 from loredit.store.store import EditStore
@@ -189,3 +189,13 @@ def test_a_store_with_a_number_that_is_none_is_refused(small, stored, tmp_path):
     write(folder, manifest, tensors)
     with rule(), pytest.raises(EditsError, match="edits 1 have numbers that are NaN or infinite"):
         EditStore.load(folder, *small, encoder="base")
+
+
+@pytest.mark.parametrize("alpha", [10**400, 10**12, -(10**12), math.nan, "4"])
+def test_an_alpha_that_no_model_can_be_computed_with_is_told(alpha, small, adapter, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"alpha_pattern": {".*": alpha}}))
+    with rule(), pytest.raises(PeftError, match="no number alpha in lora_alpha and alpha_pattern"):
+        from_peft(folder, *small)

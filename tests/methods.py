@@ -25,7 +25,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "compacter": {"placement": "pfeiffer", "layers": [1, 2], "reduction_factor": 2, "lr": 3e-2},
     "emmet": _SOLVED,
     "finetune": {"sites": ["mlp_down"], "layers": [1, 2], "lr": 5e-3},
-    "incontext": {"length": 64, "template": "{}. "},
+    "incontext": {"length": 96, "template": "{}. "},
     "lora": _LOW_RANK,
     "memit": _SOLVED | {"mom2_update_weight": 0.1},
     "prefix": {"length": 3, "hidden": 8, "init_text": "Fact:", "lr": 3e-2},

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import __version__ as transformers_version
 
 from ..data import Fact, FactError, from_request
 from ..editors import Editor, Edits, Hparams, WeightPatch, available, find
@@ -47,7 +48,7 @@ Request = Mapping[str, object]
 Groups = Mapping[str, Mapping[str, Sequence[object]]]
 """EasyEdit's probes of many facts: by group, a prompt and a ground_truth for each fact."""
 
-_ITS_OWN = frozenset({"LoRA"})
+_ITS_OWN = frozenset({"AlphaEdit", "EMMET", "LoRA", "MEMIT", "ROME"})
 """Names of editors here under which EasyEdit has a method of its own."""
 
 
@@ -140,7 +141,7 @@ def register(*, overwrite: bool = False) -> list[str]:
         The names of our editors there.
 
     Raises:
-        ImportError: EasyEdit cannot be imported.
+        ImportError: EasyEdit cannot be imported, and what would help.
         ValueError: another method has one of the names.
 
     Example:
@@ -157,10 +158,7 @@ def register(*, overwrite: bool = False) -> list[str]:
             gate = importlib.import_module("easyeditor.editors.batch_editor").BatchEditor
         called, unloaded = utils.CALLABLE_RESTORE_ALGS, utils.PEFT_RESTORE_ALGS
     except (ImportError, AttributeError) as error:
-        raise ImportError(
-            f"EasyEdit cannot be used here ({error}). It takes a checkout of zjunlp/EasyEdit of June 2026 or later on "
-            "PYTHONPATH, and what that imports: pip install 'loredit[easyedit]'"
-        ) from error
+        raise ImportError(f"EasyEdit cannot be used here ({error}): {_remedy(error)}") from error
     taken = [name for name in names if algorithms.get(name, apply) is not apply]
     if taken and not overwrite:
         raise ValueError(f"EasyEdit already has {', '.join(taken)}; register(overwrite=True) replaces it")
@@ -171,6 +169,23 @@ def register(*, overwrite: bool = False) -> list[str]:
     batchable = gate.is_batchable_method
     gate.is_batchable_method = staticmethod(lambda name: name in names or batchable(name))
     return list(names)
+
+
+def _remedy(error: ImportError | AttributeError) -> str:
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    if missing == "transformers":
+        return (
+            f"a checkout of June 2026 or later works with transformers up to 5.23, and this is {transformers_version}; "
+            "pip install 'transformers<5.24', or take a newer checkout"
+        )
+    if missing in ("timm", "torchvision"):
+        return (
+            f"pip install timm torchvision 'torch=={torch.__version__}', torchvision from where torch came from "
+            "(docs/easyedit.md)"
+        )
+    if missing and missing != "easyeditor":
+        return "pip install 'loredit[easyedit]'"
+    return "a checkout of zjunlp/EasyEdit of June 2026 or later is to be on PYTHONPATH"
 
 
 def apply(

@@ -245,7 +245,9 @@ def test_every_editor_is_registered_under_its_name_and_easyedits_own_stay(fresh)
     algorithms = _algorithms()
     theirs = dict(algorithms)
     names = bridge.register()
-    assert set(names) == {"loredit-LoRA"} | {editors.find(e).__name__ for e in editors.available()} - {"LoRA"}
+    own = {editors.find(e).__name__ for e in editors.available()}
+    assert set(names) == {f"loredit-{name}" if name in theirs else name for name in own}
+    assert "loredit-LoRA" in names
     assert {"RoseLoRA", "SimplexLoRA", "AdaLoRA", "Adapter", "Prefix"} <= set(names)
     assert all(algorithms[name] is bridge.apply for name in names)
     assert {name: algorithms[name] for name in theirs} == theirs
@@ -270,9 +272,27 @@ def _algorithms() -> dict[str, Any]:
         return importlib.import_module("easyeditor.util.alg_dict").ALG_DICT
 
 
-def test_without_easyedit_the_error_says_how_to_have_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "easyeditor", None)
-    with pytest.raises(ImportError, match=r"checkout of zjunlp/EasyEdit.*PYTHONPATH.*loredit\[easyedit\]"):
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("import easyeditor.no_such", "a checkout of zjunlp/EasyEdit of June 2026 or later is to be on PYTHONPATH"),
+        ("import torchvision", r"pip install timm torchvision 'torch==\d"),
+        ("import timm.models.hub", r"pip install timm torchvision 'torch==\d"),
+        ("import zhipuai", r"pip install 'loredit\[easyedit\]'"),
+        ("import transformers.no_such", r"transformers up to 5\.23, and this is .*pip install 'transformers<5\.24'"),
+        ("from transformers.modeling_utils import no_such", "or take a newer checkout"),
+        ("CALLABLE_RESTORE_ALGS = __import__('types').no_such", "a checkout of zjunlp/EasyEdit of June 2026 or later"),
+    ],
+)
+def test_where_easyedit_cannot_be_imported_the_error_says_what_helps(line, remedy, tmp_path, monkeypatch):
+    _forget()
+    for module in ("torchvision", "timm", "zhipuai"):
+        monkeypatch.setitem(sys.modules, module, None)  # not installed
+    package = tmp_path / "easyeditor" / "util"
+    package.mkdir(parents=True)
+    (package / "alg_dict.py").write_text(line)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ImportError, match=f"(?s)EasyEdit cannot be used here.*{remedy}"):
         bridge.register()
 
 

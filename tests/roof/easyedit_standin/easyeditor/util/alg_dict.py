@@ -1,8 +1,8 @@
 from typing import Any
 
 
-def its_own_lora(*args: Any, **kwargs: Any) -> Any:
+def its_own(*args: Any, **kwargs: Any) -> Any:
     raise NotImplementedError
 
 
-ALG_DICT: dict[str, Any] = {"LoRA": its_own_lora, "FT": its_own_lora}
+ALG_DICT: dict[str, Any] = dict.fromkeys(["ROME", "MEMIT", "EMMET", "AlphaEdit", "ULTRAEDIT", "LoRA", "FT"], its_own)

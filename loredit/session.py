@@ -11,8 +11,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import TemplateError
-
 from .data import Fact
 from .data.messages import listed
 from .editors import load
@@ -116,7 +114,6 @@ class Session:
                 self._edits = edits[chosen(edits, case)]
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.lock = ModelLock(self.model)
-        self._encoder = Encoder(self.tokenizer, context_of(self.model), self.positions)
 
     @property
     def has_chat_template(self) -> bool:
@@ -233,21 +230,21 @@ class Session:
 
     def ids(self, prompt: str) -> tuple[int, ...]:
         """A prompt's tokens, as it is. Raises ValueError: none, or more than the context holds."""
-        encoder = Encoder(self.tokenizer, self.model.config.max_position_embeddings, self.positions)
-        return encoder.prompt(prompt).ids
+        return self._encoder.prompt(prompt).ids
 
     def chat(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
         """The tokens of a chat (role and content of each turn), by the model's template, up to where it is to answer.
 
-        Raises ValueError where there is no template, or where it does not know such a chat.
+        Raises ValueError where there is no template, where it does not know such a chat, or where the context does not
+        hold it.
         """
         if not self.has_chat_template:
             raise ValueError("this model has no chat template; ask without one (--raw)")
-        try:
-            text = self.tokenizer.apply_chat_template([*messages], add_generation_prompt=True, tokenize=False)
-        except TemplateError as error:
-            raise ValueError(f"the model's chat template refuses these messages: {error}") from None
-        return tuple(self.tokenizer(str(text), add_special_tokens=False)["input_ids"])
+        return self._encoder.prompt(self._encoder.chat(messages)).ids
+
+    @property
+    def _encoder(self) -> Encoder:
+        return Encoder(self.tokenizer, context_of(self.model), self.positions)
 
     def _texts(self, ids: Sequence[Sequence[int]], tokens: int, attach: Attach) -> list[str]:
         end = self.tokenizer.eos_token_id

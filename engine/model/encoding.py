@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from typing import NamedTuple, TypeVar
@@ -91,13 +91,14 @@ class Encoder:
         """Whether the tokenizer has a template for chats."""
         return bool(self.tokenizer.chat_template)
 
-    def chat(self, message: str) -> Prompt:
-        """What a user says to the model, and the beginning of its turn. Raises EncodingError."""
-        turns = [{"role": "user", "content": message}]
+    def chat(self, said: str | Sequence[Mapping[str, str]]) -> Prompt:
+        """What a user says to the model, or the turns of a chat (role and content of each), and the beginning of the
+        model's own turn. Raises EncodingError."""
+        turns = [{"role": "user", "content": said}] if isinstance(said, str) else [dict(turn) for turn in said]
         try:
             text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         except (ValueError, TemplateError) as error:
-            raise EncodingError(f"the tokenizer's chat template does not take {message!r}: {error}") from error
+            raise EncodingError(f"the tokenizer's chat template does not take {said!r}: {error}") from error
         return Prompt(str(text), chat=True)
 
     def prompt(self, prompt: str | Prompt, *, room: int = 0, marked: Span | None = None) -> Encoded:

@@ -226,7 +226,7 @@ def apply(
         >>> undo()  # doctest: +SKIP
     """
     editor = find(hparams.editor)(deepcopy(model) if copy else model, tok, hparams.settings, seed=hparams.seed)
-    facts = _facts(requests)
+    facts = _asked(hparams, _facts(requests), editor)
     last = _LAST.get(hparams)
     if last and not (last.stays and _same(last.edits.editor, editor)):
         last = None
@@ -416,7 +416,7 @@ def edit(
 
     Raises:
         ValueError: faulty requests (all of them at once), or what only EasyEdit measures: another ``eval_metric``,
-            ``evaluation_type`` or ``use_chat_template``.
+            ``evaluation_type``; or ``use_chat_template`` where there is no template.
         TypeError: an argument that EasyEdit does not have.
 
     Example:
@@ -432,8 +432,9 @@ def edit(
             prompts, target_new, ground_truth, rephrase_prompts, locality_inputs, portability_inputs, subject
         )
     )
-    facts = _facts(asked)
+    plain = _facts(asked)  # faults of the requests are told before a model is loaded
     editor = find(hparams.editor)(*_model_of(hparams), hparams.settings, seed=hparams.seed)
+    facts = _asked(hparams, plain, editor)
     scores: dict[int, FactScores] = {}
     with tqdm(total=len(facts), unit="edit", disable=not verbose) as bar:
 
@@ -472,8 +473,6 @@ def _refuse(hparams: EasyEditHparams, others: Mapping[str, object]) -> None:
         faults.append(f"eval_metric={others['eval_metric']!r}")
     if hparams.evaluation_type in ("LLM-judge", "generate-text"):
         faults.append(f"evaluation_type={hparams.evaluation_type!r}")
-    if hparams.use_chat_template:
-        faults.append("use_chat_template=True")
     if faults:
         raise ValueError(f"{' and '.join(faults)}: only EasyEdit measures so; register() and its own edit do")
 
@@ -539,3 +538,33 @@ def _facts(requests: Sequence[Request]) -> list[Fact]:
     if bad:
         raise FactError(f"{len(bad)} faults in the requests:", bad)
     return facts
+
+
+def _asked(hparams: EasyEditHparams, facts: Sequence[Fact], editor: Editor) -> Sequence[Fact]:
+    """The facts as EasyEdit asks for them with ``use_chat_template``: all prompts but those of locality are turns of a
+    chat, with a space between the template and the answer."""
+    if not hparams.use_chat_template:
+        return facts
+    if not editor.encoder.chats:
+        raise ValueError("use_chat_template=True, and the tokenizer has no chat template; set one, or leave it out")
+    if getattr(hparams.settings, "chat_template", "none") != "none":
+        raise ValueError(
+            "use_chat_template=True asks for every prompt in the chat template; chat_template has to be none then"
+        )
+
+    def chat(prompt: str) -> str:
+        return editor.encoder.chat(prompt).text
+
+    return [
+        fact.model_copy(
+            update={
+                "prompt": chat(fact.prompt),
+                "rephrase_prompts": tuple(map(chat, fact.rephrase_prompts)),
+                "portability": {
+                    group: tuple(probe.model_copy(update={"prompt": chat(probe.prompt)}) for probe in probes)
+                    for group, probes in fact.portability.items()
+                },
+            }
+        )
+        for fact in facts
+    ]

@@ -19,6 +19,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -508,11 +509,45 @@ def test_what_changes_nothing_is_taken_and_what_is_not_known_is_refused(folder):
     assert not Path("pre.json").exists()
     with pytest.raises(TypeError, match="arguments foo that are not known"):
         bridge.edit(h, "A is", "b", foo=1)
-    h.evaluation_type, h.use_chat_template = "LLM-judge", True
-    with pytest.raises(
-        ValueError, match="eval_metric='ppl' and evaluation_type='LLM-judge' and use_chat_template=True: only"
-    ):
+    h.evaluation_type = "LLM-judge"
+    with pytest.raises(ValueError, match="eval_metric='ppl' and evaluation_type='LLM-judge': only"):
         bridge.edit(h, "A is", "b", eval_metric="ppl")
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+)
+
+
+def test_with_a_chat_template_all_but_locality_is_asked_in_it(folder):
+    pair = model, tokenizer = loaded(folder)
+    tokenizer.chat_template = TEMPLATE
+    by_hand = [f"<user>{prompt}\n>" for prompt in ("Water is", "Water feels", "Rain is")]
+    stays = {"locality_inputs": {"g": {"prompt": ["Stone is"], "ground_truth": ["hard"]}}}
+
+    def scores(prompt: str, rephrased: str, follows: str, **fields: Any) -> dict[str, Any]:
+        h = replace(hparams("lora", folder, steps=30, lr=2e-2), model_name=pair, **fields)
+        portability = {"g": {"prompt": [follows], "ground_truth": ["dry"]}}
+        more = {"rephrase_prompts": rephrased, "portability_inputs": portability, **stays}
+        (found,) = bridge.edit(h, prompt, "dry", **more, verbose=False)
+        return found
+
+    chat = scores("Water is", "Water feels", "Rain is", use_chat_template=True)
+    assert chat["post"]["rewrite_acc"] == [1.0]
+    assert chat["requested_rewrite"]["prompt"] == "Water is"
+    same = scores(*by_hand)
+    for key in ("rewrite_acc", "rephrase_acc", "portability"):
+        assert same["pre"][key] == chat["pre"][key]
+    request = {"prompt": "Water is", "target_new": "dry", "subject": "Water"}
+    h = replace(hparams("lora", folder, steps=30, lr=2e-2), use_chat_template=True)
+    edited, _ = bridge.apply(model, tokenizer, [request], h, copy=True)
+    before, after = (slow.log_probs(each, tokenizer, by_hand[0], "dry").exp().min() for each in (model, edited))
+    assert before < 0.05 < 0.3 < after
+    with pytest.raises(ValueError, match="chat_template has to be none"):
+        bridge.apply(model, tokenizer, [request], replace(h, settings=methods.hparams("lora", chat_template="both")))
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="the tokenizer has no chat template"):
+        bridge.apply(model, tokenizer, [request], h)
 
 
 def test_all_faults_of_the_requests_are_told_at_once(folder):

@@ -50,6 +50,9 @@ from ..engine.training.solving import Solver, Values, independent, joint
 from ..engine.training.together import together
 from ..engine.training.turns import LOST, Turner, turned, turned_each
 
+RETRIED = "what came after the first {} facts cost {} of {} learned ones; with twice the replay {}; the better stays"
+_BEARABLE = 0.05  # share of the facts learned before that a chunk may cost
+
 NO_FACTS = "an edit carries at least one fact; the list is empty"
 
 
@@ -186,7 +189,8 @@ class Editor(Method, ABC):
 
         Yields:
             The state after each chunk, which carries all facts so far. A fact that cannot be learned
-            (``Outcome.lost``) leaves the patch as it was.
+            (``Outcome.lost``) leaves the patch as it was. A chunk that costs more than a twentieth of the earlier facts
+            is learned again with twice the ``replay``, where there is any; what came of it is among the notes.
 
         Example:
             >>> for edits in editor.edit_stream(facts, chunk=10):  # doctest: +SKIP
@@ -194,8 +198,29 @@ class Editor(Method, ABC):
         """
         left = iter(facts)
         while part := [*islice(left, chunk)]:
-            after = self.edit(part, after=after, progress=progress or False)  # no bar for each single chunk
+            after = self._next(part, after, progress or False)  # no bar for each single chunk
             yield after
+
+    def _next(self, part: Sequence[Fact], after: Edits | None, progress: Shown) -> Edits:
+        """The state after one more chunk."""
+        new = self.edit(part, after=after, progress=progress)
+        steadier = self.steadier()
+        if after is None or steadier is None:
+            return new
+        known = [i for i in range(len(after.facts[0])) if after.outcomes[0].learned(i)]
+        lost = len(known) - sum(bool(new.outcomes[0].learned(i)) for i in known)
+        if lost <= _BEARABLE * len(known):
+            return new
+        again = steadier.edit(part, after=after, progress=progress)
+        still = len(known) - sum(bool(again.outcomes[0].learned(i)) for i in known)
+        better = min((lost, new), (still, again), key=lambda one: one[0])[1]
+        note = RETRIED.format(len(after.facts[0]), lost, len(known), still)
+        outcome = replace(better.outcomes[0], notes=(*better.outcomes[0].notes, note))
+        return replace(better, editor=self, outcomes=(outcome,))
+
+    def steadier(self) -> Editor | None:
+        """This editor, holding on to earlier facts more; None where it has no way to."""
+        return None
 
     @abstractmethod
     def carry(
@@ -220,6 +245,13 @@ class Editor(Method, ABC):
 
 class TrainedEditor(Editor, Trained, ABC):
     """A method whose patches are trained by gradients in the one loop."""
+
+    def steadier(self) -> Editor | None:
+        if not self.hparams.replay:
+            return None
+        other = copy.copy(self)
+        other.hparams = self.hparams.model_copy(update={"replay": 2 * self.hparams.replay})
+        return other
 
     @final
     def learn(

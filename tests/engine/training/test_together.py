@@ -140,6 +140,30 @@ def test_replay_keeps_what_a_stream_would_forget(model, facts):
     assert min(likelihoods(remembered, facts)) > 2 * min(likelihoods(forgotten, facts))
 
 
+def test_what_costs_earlier_facts_is_learned_again_with_more_replay(model, tokenizer, monkeypatch):
+    said = (("water", "dry"), ("sky", "green"), ("snow", "black"), ("grass", "red"), ("night", "white"))
+    facts = [Fact(case_id=name, prompt=f"The {name} is", target_new=new, subject=name) for name, new in said]
+    editor = methods.editor("finetune", model, tokenizer, lr=1e-2, steps=15, stop_at=0.4, replay=1)
+
+    def left(states: Sequence[Edits]) -> list[int]:
+        return [len(state.facts[0]) - len(state.unlearned) for state in states]
+
+    def notes(state: Edits) -> list[str]:
+        return [note for note in state.outcomes[0].notes if "with twice the replay" in note]
+
+    retried = [*editor.edit_stream(facts)]
+    assert notes(retried[-1])
+    assert retried[-1].editor is editor
+    with monkeypatch.context() as patched:
+        patched.setattr(type(editor), "steadier", lambda self: None)
+        once = [*editor.edit_stream(facts)]
+    assert not notes(once[-1])
+    first = next(i for i, state in enumerate(retried) if notes(state))
+    assert left(retried[:first]) == left(once[:first])
+    assert left(retried)[first] > left(once)[first]
+    assert methods.editor("finetune", model, tokenizer, replay=0).steadier() is None
+
+
 def test_what_is_drawn_for_a_step_is_of_its_pass_and_of_the_edits_seed(model, facts):
     editor = bound(model, contexts=3, kl_weight=1.0, kl_prompts=("{} is a", "Rain", "Snow"))
     (part,) = editor.lesson(facts[:1]).parts

@@ -120,10 +120,17 @@ def _choose(name: str, formats: Sequence[Format], objects: Sequence[dict[str, ob
     for candidate in formats:
         if any(candidate.keys <= record.keys() for record in objects):
             return candidate
+    together = {key for record in objects for key in record}
+    for candidate in formats:  # no record is whole, but it can be told what they lack
+        if candidate.keys <= together:
+            return candidate
     if objects:
         expected = " or ".join(" + ".join(sorted(candidate.keys)) for candidate in reversed(formats))
         seen = ", ".join(dict.fromkeys(str(key) for record in objects for key in record))
-        raise FactError(f"{name}: no known format of facts. Its records have {seen}; expected {expected}")
+        raise FactError(
+            f"{name}: no known format of facts. Its records have {seen} (empty cells are no fields); expected "
+            f"{expected}"
+        )
     return formats[-1]
 
 

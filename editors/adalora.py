@@ -44,6 +44,7 @@ from ..engine.patches.rows import Rows
 from ..engine.seeds import PerEdit
 from ..hparams.adalora import AdaLoRAHparams
 from .base import TrainedEditor
+from .lora import scale_of
 
 _DEVIATION, _EPSILON = 0.02, 1e-5  # PEFT's
 
@@ -168,7 +169,7 @@ class AdaLoRA(TrainedEditor):
             Triplets(
                 draw.normal((site.outputs, h.init_r), _DEVIATION),
                 draw.normal((h.init_r, site.inputs), _DEVIATION),
-                h.alpha / (h.init_r + _EPSILON),
+                scale_of(self.model, h.alpha, h.init_r + _EPSILON),
                 h.dropout,
                 i,
             )

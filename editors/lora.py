@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..engine.model.sites import sites
 from ..engine.patches.branches import Factors, LowRankBranch, WeightSitePatch
@@ -44,16 +45,25 @@ class LowRank(LowRankBranch):
         return Factors(a, b, self.scale * len(a))
 
 
+def scale_of(model: PreTrainedModel, alpha: float, rank: float) -> float:
+    """alpha / rank. Raises ValueError where the model's own numbers do not reach so far."""
+    most = torch.finfo(model.dtype).max
+    if alpha / rank > most:
+        raise ValueError(
+            f"alpha / rank is {alpha / rank:g}, and a {str(model.dtype).removeprefix('torch.')} model's numbers end at "
+            f"{most:g}; choose a smaller alpha"
+        )
+    return alpha / rank
+
+
 def low_rank_patch(
-    model: nn.Module, h: LoRAHparams, seeds: Sequence[int], branch: Callable[..., LowRank] = LowRank
+    model: PreTrainedModel, h: LoRAHparams, seeds: Sequence[int], branch: Callable[..., LowRank] = LowRank
 ) -> WeightSitePatch[LowRank]:
     """Fresh factors at every site of ``h``, A drawn per edit and B zero."""
-    draw, chosen = PerEdit(seeds), sites(model, h.sites, h.layers)
+    draw, chosen, scale = PerEdit(seeds), sites(model, h.sites, h.layers), scale_of(model, h.alpha, h.rank)
     a = [draw.uniform((h.rank, site.inputs), site.inputs**-0.5) for site in chosen]
     b = [torch.zeros(len(seeds), site.outputs, h.rank) for site in chosen]
-    return WeightSitePatch(
-        seeds, chosen, [branch(a[i], b[i], h.alpha / h.rank, h.dropout, i) for i in range(len(chosen))]
-    )
+    return WeightSitePatch(seeds, chosen, [branch(a[i], b[i], scale, h.dropout, i) for i in range(len(chosen))])
 
 
 class LoRA(TrainedEditor):

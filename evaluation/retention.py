@@ -6,6 +6,7 @@ A :class:`Checkpoint` is one line of ``checkpoints.jsonl``. The *age* of an edit
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import hypot
 
 from pydantic import BaseModel, ConfigDict
 
@@ -37,6 +38,9 @@ class Checkpoint(BaseModel):
     """From the newest facts to the oldest."""
     perplexity: Perplexity | None = None
     """On the text that was given for it."""
+    norm: float | None = None
+    """How far the weights have moved: the Frobenius norm of all sites' changes together. It grows with every edit and
+    foretells when they break (https://arxiv.org/abs/2502.01636). None where no weight changes."""
 
 
 def checkpoint(scores: Sequence[FactScores], perplexity: Perplexity | None) -> Checkpoint:
@@ -46,7 +50,14 @@ def checkpoint(scores: Sequence[FactScores], perplexity: Perplexity | None) -> C
         group = summarise(scores[len(scores) - 1 - oldest : len(scores) - youngest])
         metrics = {name: metric.edited for name, metric in group.metrics.items() if metric.family == "token_em"}
         groups.append(AgeGroup(youngest=youngest, oldest=oldest, metrics=metrics))
-    return Checkpoint(edits=len(scores), summary=summarise(scores), by_age=tuple(groups), perplexity=perplexity)
+    moved = next((one.report["norms"] for one in scores if "norms" in one.report), None)
+    return Checkpoint(
+        edits=len(scores),
+        summary=summarise(scores),
+        by_age=tuple(groups),
+        perplexity=perplexity,
+        norm=hypot(*moved.values()) if moved else None,
+    )
 
 
 def _ages(n: int) -> Iterator[tuple[int, int]]:

@@ -50,7 +50,7 @@ from .retention import Checkpoint, checkpoint
 from .scores import FactScores
 from .scoring import Measure, evaluate
 from .spreading import Piece, Processes, Workers
-from .work import Conditions, Spec, anywhere, bound, edit_and_score, exemplified, loaded_for, scored
+from .work import Conditions, Spec, anywhere, bound, edit_and_score, exemplified, loaded_for, scored, texts_of
 
 __all__ = ["RUN", "EditMode", "RunError", "RunResult", "run", "saved"]
 
@@ -394,7 +394,14 @@ class _Job:
         """Add the scores of all facts of one edit to a file. ``edit_seconds``: training time of one fact."""
         spec = self.spec
         begun = time.perf_counter()
-        scores = evaluate(edits, measures=spec.measures, fluency=spec.fluency, seed=spec.seed, progress=self.told)
+        scores = evaluate(
+            edits,
+            measures=spec.measures,
+            fluency=spec.fluency,
+            seed=spec.seed,
+            texts=texts_of(edits.editor),
+            progress=self.told,
+        )
         times = {"edit_seconds": edit_seconds, "score_seconds": (time.perf_counter() - begun) / len(scores)}
         if name == RESULTS:
             self.add(EXAMPLES, exemplified(edits, spec.examples))

@@ -10,7 +10,7 @@ unedited and the edited model's side by side. The model is in eval mode througho
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,6 +32,7 @@ from ..engine.patches.patch import Patch, Report
 from ..engine.progress import Phase, Shown, shown
 from ..engine.seeds import seed_of
 from .scores import AnswerScore, FactScores, Kind, ProbeScores, Seen
+from .unedited import Texts
 
 _T = TypeVar("_T")
 Measure = Literal["generation", "probabilities"]
@@ -51,6 +52,7 @@ def evaluate(
     measures: Collection[Measure] = (),
     fluency: bool = True,
     seed: int = 0,
+    texts: Texts | None = None,
     progress: Shown = None,
 ) -> list[FactScores]:
     """Score every fact of every edit, in order.
@@ -60,6 +62,7 @@ def evaluate(
         measures: what is scored beside ``token_em``.
         fluency: sample a text for each fact through both models.
         seed: of the texts that are sampled.
+        texts: what the unedited model has written before, and what it writes now; None: it writes all anew.
         progress: told the phase and its share; a bar in a terminal or notebook if not given, False for none.
 
     Returns:
@@ -87,9 +90,9 @@ def evaluate(
 
         _teacher_force(edits, good, told(Phase.SCORING))
         if "generation" in measures:
-            _generate(edits, good, told(Phase.ANSWERS))
+            _generate(edits, good, texts, told(Phase.ANSWERS))
         if fluency:
-            _write(edits, good, seed, told(Phase.TEXTS))
+            _write(edits, good, seed, texts, told(Phase.TEXTS))
     return [job.scores() for job in jobs]
 
 
@@ -262,8 +265,12 @@ class _Request:
     full_stops: int = 0
     """How many full stops an accepted answer holds ("St. Louis"): the text is read on past as many."""
 
+    def manner(self, *of: Hashable) -> Hashable:
+        """What the unedited model's text depends on."""
+        return self.job.edits.editor.encoder.prompt(self.prompt).ids, self.full_stops, *of
 
-def _generate(edits: Edits, jobs: Sequence[Job], progress: Callable[[float], None]) -> None:
+
+def _generate(edits: Edits, jobs: Sequence[Job], known: Texts | None, progress: Callable[[float], None]) -> None:
     """Greedy answers, as a person would see them: up to a full stop, line end or end of text."""
     requests = []
     for job in jobs:
@@ -276,52 +283,69 @@ def _generate(edits: Edits, jobs: Sequence[Job], progress: Callable[[float], Non
     def stop(request: _Request, token: int) -> bool:
         return token in ends or (token in full_stops and not request.full_stops)
 
-    texts = _continued(edits, requests, _ANSWER_TOKENS, lambda chunk: greedy, stop, progress)
+    manners = [request.manner("greedy", _ANSWER_TOKENS) for request in requests]
+    texts = _both_texts(edits, requests, manners, known, _ANSWER_TOKENS, lambda chunk: greedy, stop, progress)
     for request, (base, edited) in zip(requests, texts, strict=True):
         n = request.full_stops
         request.job.answers[request.prompt] = natural(base, n), natural(edited, n)
 
 
-def _write(edits: Edits, jobs: Sequence[Job], seed: int, progress: Callable[[float], None]) -> None:
+def _write(
+    edits: Edits, jobs: Sequence[Job], seed: int, known: Texts | None, progress: Callable[[float], None]
+) -> None:
     """Sampled texts for fluency; the unedited and the edited model draw the same random numbers."""
 
+    def drawn(request: _Request) -> int:
+        return seed_of("fluency", seed, request.job.fact.case_id)
+
     def sampler(chunk: Sequence[_Request]) -> TopK:
-        return TopK(5, [seed_of("fluency", seed, request.job.fact.case_id) for request in chunk] * 2, FLUENCY_TOKENS)
+        return TopK(5, [drawn(request) for request in chunk], FLUENCY_TOKENS)
 
     requests = [_Request(job, Prompt(job.fact.prompt)) for job in jobs]
-    texts = _continued(edits, requests, FLUENCY_TOKENS, sampler, lambda request, token: False, progress)
+    manners = [request.manner("top 5", FLUENCY_TOKENS, drawn(request)) for request in requests]
+    texts = _both_texts(edits, requests, manners, known, FLUENCY_TOKENS, sampler, lambda _, __: False, progress)
     for request, both in zip(requests, texts, strict=True):
         request.job.texts = both
 
 
-def _continued(
+def _both_texts(
     edits: Edits,
     requests: Sequence[_Request],
+    manners: Sequence[Hashable],
+    known: Texts | None,
     tokens: int,
     chooser: Callable[[Sequence[_Request]], Callable[[Tensor, Sequence[int], int], Tensor]],
     stop: Callable[[_Request, int], bool],
     progress: Callable[[float], None],
 ) -> list[tuple[str, str]]:
-    """The unedited and the edited model's continuation of each prompt, in one batch."""
+    """The unedited and the edited model's continuation of each prompt, in one batch but for what is known."""
     editor = edits.editor
+    base = known.get(manners) if known else {}
+    fresh: dict[Hashable, str] = {}
     out: list[tuple[str, str]] = []
     most, context = _ROWS.on(editor.model.device) // 2, editor.encoder.context - editor.encoder.reserved
     prompts = {request.prompt: editor.encoder.prompt(request.prompt).ids for request in requests}
     # A text that may fill the context is written alone: its width would push the others' beyond it.
     sizes = [most if len(prompts[request.prompt]) + tokens > context else 1 for request in requests]
-    for chunk in chunks(requests, sizes, most):
+    for chunk in chunks(range(len(requests)), sizes, most):
+        unknown = [i for i in chunk if manners[i] not in base]
+        rows = [requests[i] for i in (*unknown, *chunk)]
         ids = continuations(
             editor.model,
-            [prompts[request.prompt] for request in chunk] * 2,
+            [prompts[request.prompt] for request in rows],
             tokens=tokens,
             context=context,
-            choose=chooser(chunk),
-            attach=_attaching(edits, [-1] * len(chunk) + [request.job.edit for request in chunk]),
-            stop=_stopping(stop, chunk),
+            choose=chooser(rows),
+            attach=_attaching(edits, [-1] * len(unknown) + [requests[i].job.edit for i in chunk]),
+            stop=_stopping(stop, rows),
             progress=_within(progress, len(out) / len(requests), len(chunk) / len(requests)),
         )
         texts = editor.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        out += zip(texts[: len(chunk)], texts[len(chunk) :], strict=True)
+        fresh |= {manners[i]: text for i, text in zip(unknown, texts, strict=False)}
+        both = base | fresh
+        out += [(both[manners[i]], text) for i, text in zip(chunk, texts[len(unknown) :], strict=True)]
+    if known:
+        known.put(fresh)
     return out
 
 
@@ -329,8 +353,8 @@ def _attaching(edits: Edits, owners: Sequence[int]) -> Attach:
     return lambda rows: edits.on([owners[row] for row in rows])
 
 
-def _stopping(stop: Callable[[_Request, int], bool], chunk: Sequence[_Request]) -> Callable[[int, int], bool]:
-    return lambda row, token: stop(chunk[row % len(chunk)], token)
+def _stopping(stop: Callable[[_Request, int], bool], rows: Sequence[_Request]) -> Callable[[int, int], bool]:
+    return lambda row, token: stop(rows[row], token)
 
 
 def _within(progress: Callable[[float], None], done: float, share: float) -> Callable[[float], None]:

@@ -26,6 +26,7 @@ from ..hparams.base import Hparams
 from .folder import RunError, versions
 from .scores import FactScores
 from .scoring import Measure, evaluate
+from .unedited import Texts
 
 
 class _Told(BaseModel):
@@ -133,7 +134,12 @@ def scored(
         trained = time.perf_counter()
         keep(edits)
         found = evaluate(
-            edits, measures=spec.measures, fluency=spec.fluency, seed=spec.seed, progress=progress or False
+            edits,
+            measures=spec.measures,
+            fluency=spec.fluency,
+            seed=spec.seed,
+            texts=texts_of(editor),
+            progress=progress or False,
         )
         times = {
             "edit_seconds": (trained - begun) / len(edits),
@@ -146,12 +152,18 @@ def scored(
         begun = time.perf_counter()
 
 
+def texts_of(editor: Editor) -> Texts:
+    """What the unedited model has written here before."""
+    return Texts(Conditions.of(editor).model_dump_json())
+
+
 def exemplified(edits: Edits, wanted: Sequence[str]) -> list[FactScores]:
     """The scores of those facts of ``edits`` that are to be shown, with generated answers."""
     seen = []
     for e, facts in enumerate(edits.facts):
         if chosen := [i for i, fact in enumerate(facts) if fact.case_id in wanted]:
-            seen += evaluate(edits[e].about(chosen), measures=["generation"], fluency=False, progress=False)
+            own, known = edits[e].about(chosen), texts_of(edits.editor)
+            seen += evaluate(own, measures=["generation"], fluency=False, texts=known, progress=False)
     return seen
 
 

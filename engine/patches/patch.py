@@ -105,14 +105,17 @@ class Patch(nn.Module, ABC):
 
     @final
     def finished(self, edits: Sequence[int]) -> Patch:
-        """As :meth:`take`, settled and without what only training needs (the buffers that are not persistent)."""
+        """As :meth:`take`, settled, without what only training needs (the buffers that are not persistent), and no
+        longer to be trained: gradients that pass through an edited model are the model's alone."""
         taken = self.take(edits)
         with torch.no_grad():
             taken.settle()
         lasting = taken.lasting()
-        return taken.rebuilt(
-            {n: t if n in lasting else t.new_zeros(len(t), 0) for n, t in taken.tensors().items()}
-        ).eval()
+        return (
+            taken.rebuilt({n: t if n in lasting else t.new_zeros(len(t), 0) for n, t in taken.tensors().items()})
+            .requires_grad_(False)
+            .eval()
+        )
 
     @final
     @staticmethod
@@ -139,7 +142,7 @@ class Patch(nn.Module, ABC):
         # tensor, the structure around them is copied and the tensors are exchanged. Nothing else keeps modules that
         # share a parameter sharing it.
         memo: dict[int, object] = {id(b): tensors[name] for name, b in self.named_buffers()}
-        memo |= {id(p): nn.Parameter(tensors[name]) for name, p in self.named_parameters()}
+        memo |= {id(p): nn.Parameter(tensors[name], p.requires_grad) for name, p in self.named_parameters()}
         return copy.deepcopy(self, memo)
 
 

@@ -226,10 +226,17 @@ def patch_from(folder: Path, manifest: Manifest, stored: Mapping[str, Stored], f
     """As :func:`patch_of`, of tensors that were read already."""
     tensors = {name: t for name, t in stored.items() if not name.startswith(STORE)}
     patch = filled(folder, frame, tensors, len(manifest.facts))
-    each = enumerate(zip(manifest.outcomes, patch.sound(), strict=True))
-    if sick := [str(edit) for edit, (outcome, sound) in each if not sound and not outcome.error]:
-        raise damaged(folder, [f"edits {listed(sick)} have numbers that are NaN or infinite"])
+    check_finite(folder, manifest, tensors)
     return patch
+
+
+def check_finite(folder: Path, manifest: Manifest, stored: Mapping[str, Stored]) -> None:
+    """Refuse edits with numbers that are NaN or infinite, unless they have failed anyway, with an EditsError."""
+    sick = [t for t in stored.values() if not (t.values if isinstance(t, Packed) else t).isfinite().all()]
+    each = enumerate(manifest.outcomes if sick else ())
+    good = [edit for edit, outcome in each if not outcome.error]
+    if lost := [str(e) for e in good if not all(dense(taken(t, [e])).isfinite().all() for t in sick)]:
+        raise damaged(folder, [f"edits {listed(lost)} have numbers that are NaN or infinite"])
 
 
 def filled(where: Path, frame: Patch, stored: Mapping[str, Stored], edits: int) -> Patch:

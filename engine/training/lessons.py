@@ -116,8 +116,9 @@ def lesson(
 
 
 def _part(encoder: Encoder, h: Hparams, contexts: Sequence[str], fact: Fact, seed: int, subjects: bool) -> Part:
-    if not isinstance(h, WordingHparams):  # nothing is learned of it but what it says
-        return Part(fact, (encoder.answered(fact.prompt, fact.target_new),))
+    if not isinstance(h, WordingHparams):  # its own words are all there is
+        prompt = Prompt(fact.prompt)
+        return Part(fact, (encoder.answered(prompt, fact.target_new, marked=_mark(prompt, fact, subjects, False)),))
     tail = isinstance(h, WeightHparams) and h.acts_from == "subject"
     notes = [NO_CHAT] * (h.chat_template != "none" and not encoder.chats)
     notes += [FROM_START] * (tail and not _names(fact))

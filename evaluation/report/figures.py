@@ -7,7 +7,7 @@ import os
 import re
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle, groupby
 from pathlib import Path
@@ -139,6 +139,10 @@ def panels_retention(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[str, F
         figure, axes = _panel(5.4, 3.6)
         _perplexity(axes, measured)
         yield "Perplexity", figure
+    if moved := [point for point in checkpoints if point.norm is not None]:
+        figure, axes = _panel(5.4, 3.6)
+        _norm(axes, moved)
+        yield "Norm of the change", figure
 
 
 def panels_reports(scores: Sequence[FactScores]) -> Iterator[tuple[str, Figure]]:
@@ -221,22 +225,25 @@ def sites(values: Sequence[Mapping[str, float]], title: str) -> Figure:
 
 def plot_retention(checkpoints: Sequence[Checkpoint], path: str | os.PathLike[str]) -> None:
     """Retention against the number of edits: metrics of all facts edited so far, edit success by the age of the edit,
-    and perplexity where it was measured.
+    perplexity where it was measured, and how far the weights have moved.
 
     Bands are 95 % intervals. The suffix of ``path`` chooses the format. Raises ValueError if there is no checkpoint.
     """
     if not checkpoints:
         raise ValueError("nothing to plot: there is no checkpoint")
 
-    measured = [point for point in checkpoints if point.perplexity]
+    parts: list[tuple[Callable[[Axes, Sequence[Checkpoint]], None], Sequence[Checkpoint]]] = [
+        (_overall, checkpoints),
+        (_by_age, checkpoints),
+        (_perplexity, [point for point in checkpoints if point.perplexity]),
+        (_norm, [point for point in checkpoints if point.norm is not None]),
+    ]
+    parts = [(draw, points) for draw, points in parts if points]
     with style():
-        figure = Figure(figsize=(15 if measured else 10.4, 4.8), layout="constrained", dpi=150)
-        panels = figure.subplots(1, 3 if measured else 2)
-        _overall(panels[0], checkpoints)
-        _by_age(panels[1], checkpoints)
-        if measured:
-            _perplexity(panels[2], measured)
-        for axes in panels:
+        figure = Figure(figsize=(5 * len(parts), 4.8), layout="constrained", dpi=150)
+        panels = figure.subplots(1, len(parts))
+        for axes, (draw, points) in zip(panels, parts, strict=True):
+            draw(axes, points)
             _bare(axes)
     save(figure, path)
 
@@ -384,6 +391,15 @@ def _perplexity(axes: Axes, checkpoints: Sequence[Checkpoint]) -> None:
     axes.set_xlabel("edits made on one model")
     axes.set_title(f"Perplexity ({points[0][1].tokens} tokens)", loc="left")
     axes.legend(frameon=False)
+
+
+def _norm(axes: Axes, checkpoints: Sequence[Checkpoint]) -> None:
+    axes.plot([p.edits for p in checkpoints], [p.norm or 0.0 for p in checkpoints], marker="o", color=COLOURS[2])
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    _counted(axes, [point.edits for point in checkpoints])
+    axes.set_xlabel("edits made on one model")
+    axes.set_title("Norm of the change of weights", loc="left")
 
 
 def _band(axes: Axes, points: Sequence[tuple[float, Estimate]], colour: str, label: str) -> None:

@@ -150,7 +150,8 @@ def retention_table(checkpoints: Sequence[Checkpoint], *, title: str | None = No
     if measured:
         grid.caption = f"Perplexity of the unedited model: {base}."
     labels = [last.summary.metrics[name].label for name in names]
-    for heading in ("edits", *labels, *(["perplexity"] if measured else [])):
+    moved = last.norm is not None
+    for heading in ("edits", *labels, *(["perplexity"] if measured else []), *(["norm of change"] if moved else [])):
         grid.add_column(heading.replace(" ", "\n"), justify="right", vertical="bottom")
     for point in checkpoints:
         metrics = point.summary.metrics
@@ -158,6 +159,7 @@ def retention_table(checkpoints: Sequence[Checkpoint], *, title: str | None = No
             str(point.edits),
             *(_number(metrics[name].edited.mean) if name in metrics else NOTHING for name in names),
             *([NOTHING if point.perplexity is None else _perplexity(point.perplexity.edited)] if measured else []),
+            *([NOTHING if point.norm is None else f"{point.norm:.2f}"] if moved else []),
         )
     return grid
 

@@ -195,6 +195,7 @@ _PLAIN = frozenset(
         *("layers_to_transform", "layers_pattern", "megatron_core", "qalora_group_size"),  # set where nothing uses them
     )
 )
+_MOST_ALPHA = 10**9  # beyond it the outputs of a model overflow
 # Starts of A and B that leave the base model's weights as they are; pissa, olora, corda, loftq and the like do not.
 _HARMLESS_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
@@ -248,6 +249,6 @@ def _alpha(config: dict[str, object], name: str) -> float:
     # A pattern is a stranger's: one that backtracks for ever is given up.
     keys = (key for key in patterns if regex.match(rf"(.*\.)?({key})$", name, timeout=_SECONDS))
     found = next((patterns[key] for key in keys), config.get("lora_alpha", 8))
-    if not isinstance(found, (int, float)):
-        raise ValueError("alpha is no number")
+    if not isinstance(found, (int, float)) or not -_MOST_ALPHA <= found <= _MOST_ALPHA:
+        raise ValueError("alpha is no number, or none that a model can be computed with")
     return float(found)

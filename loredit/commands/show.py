@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,7 +44,8 @@ def show(
             table.add_column(column, justify="right")
         for facts, outcome in list(zip(manifest.facts, manifest.outcomes, strict=True))[:limit]:
             for i, own in enumerate(facts):
-                table.add_row(own.case_id, own.prompt, own.target_new, *_went(manifest, outcome, i))
+                texts = (_brief(text) for text in (own.case_id, own.prompt, own.target_new))
+                table.add_row(*texts, *_went(manifest, outcome, i))
         out.print(table)
         share = f"{100 * nonzero_share(stored.values()):.1f} % of their numbers are not zero"
         out.print(f"{len(manifest.facts)} edits, {size(folder)}; {share}")
@@ -51,6 +53,10 @@ def show(
             out.print(_routing(manifest))
         settings = ", ".join(f"{key}={value}" for key, value in manifest.hparams.items())
         out.print(settings, style="dim")
+
+
+def _brief(text: str) -> str:
+    return shorten(text, 160, placeholder=" …")  # --fact shows the whole
 
 
 def _went(manifest: Manifest, outcome: Outcome, fact: int) -> tuple[str, str, str]:

@@ -140,6 +140,14 @@ class Server(uvicorn.Server):
         self._ending()
         super().handle_exit(sig, frame)
 
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Until it is asked to end, which is no interruption; to be asked twice is one."""
+        try:
+            super().run(sockets)
+        except KeyboardInterrupt:
+            if self.force_exit:
+                raise
+
 
 def bound(host: str, port: int) -> socket.socket:
     """A socket that listens there. Raises OSError, which says where."""

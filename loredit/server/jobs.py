@@ -10,6 +10,7 @@ import logging
 import secrets
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Condition, Thread
@@ -200,7 +201,9 @@ class Jobs:
                     return
             except Exception as error:  # the job has failed, whatever it was; the next one may go well
                 logger.exception("job %s has failed", job.id)
-                job.turn(State(name="failed", said=str(error) or repr(error)))
+                job.state = State(name="failed", said=str(error) or repr(error))
+                with suppress(OSError):  # a disk that is full: it is told, and tried again at the next start
+                    job.turn(job.state)
             finally:
                 with self._changed:
                     job.phase = None

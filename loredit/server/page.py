@@ -169,6 +169,10 @@ def attach(app: FastAPI, page: Page) -> None:
     def told(_: Request, error: PageError) -> Response:
         return _answer(page.html("message", text=str(error)), 422)
 
+    @app.exception_handler(OSError)
+    def full(_: Request, error: OSError) -> Response:
+        return _answer(page.html("message", text=f"nothing was changed: {error}"), 507)
+
     @app.exception_handler(QueueFullError)
     @app.exception_handler(StoppedError)
     def busy(_: Request, error: Exception) -> Response:

@@ -27,6 +27,7 @@ from ..engine.storage.manifest import (
     EditsError,
     Manifest,
     alone,
+    check_finite,
     damaged,
     edit_of,
     filled,
@@ -422,6 +423,7 @@ class EditStore:
         facts = manifest.facts
         editor = editor_of(folder, manifest, model, tokenizer)
         first = filled(folder, frame_of(folder, editor), {name: taken(t, [0]) for name, t in tensors.items()}, 1)
+        check_finite(folder, manifest, tensors)
         routing = _routing(folder, manifest)
         same = routing is not None and encoder in (None, routing.encoder)
         named = encoder or (routing.encoder if routing else DEFAULT)

@@ -136,6 +136,20 @@ def test_faults_are_told_in_the_formats_own_words(record: dict, change: dict, fa
     assert len(error.value.bad) == 1
 
 
+def test_a_list_of_which_no_record_is_whole_is_told_what_each_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "facts.csv"
+    path.write_text("case_id,prompt,target_new\na,The sky is,\nb,,green\n")
+    with pytest.raises(FactError) as error:
+        data.load(path)
+    assert [(bad.where.partition(", ")[2], bad.field) for bad in error.value.bad] == [
+        ("line 2, record 0", "target_new"),
+        ("line 3, record 1", "prompt"),
+    ]
+    path.write_text("case_id,prompt,target_new\na,The sky is,\n")
+    with pytest.raises(FactError, match="empty cells are no fields"):
+        data.load(path)
+
+
 def test_a_loader_of_one_format_refuses_another(tmp_path: Path) -> None:
     for load, record in [(zsre.load, RECENT), (knowedit.load, MEND), (counterfact.load, MEND), (fact_list.load, MEND)]:
         with pytest.raises(FactError, match="no known format"):

@@ -128,3 +128,10 @@ def test_an_edit_trained_with_dropout_is_used_without(model, tokenizer, facts):
     merged = slow.logits(edits.merged(0), ids)
     with edits.on([0]):
         torch.testing.assert_close(slow.logits(model, ids), merged, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["lora", "roselora", "simplexlora", "adalora"])
+def test_a_scale_beyond_the_models_numbers_is_told(method, tokenizer, facts):
+    editor = methods.editor(method, tiny.model("llama", torch.float16), tokenizer, alpha=1e6)
+    with pytest.raises(ValueError, match="a float16 model's numbers end at 65504; choose a smaller alpha"):
+        editor.edit_each(facts[:1])

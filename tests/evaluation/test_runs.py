@@ -206,6 +206,8 @@ def test_a_batch_is_one_edit_for_all_facts(place: Path) -> None:
     assert (point.edits, point.summary) == (5, result.summary)
     assert point.perplexity is not None
     assert point.perplexity.edited != point.perplexity.base
+    norms = scores["sky"]["report"]["norms"].values()
+    assert point.norm == pytest.approx(sum(norm**2 for norm in norms) ** 0.5)
     assert (result.folder / "edits-5" / "edits.json").exists()
 
 

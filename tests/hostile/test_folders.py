@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -19,8 +20,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from loredit import editors
-from loredit.bridges.peft import from_peft
-from loredit.engine.storage.manifest import EditsError, Manifest, read_both, remove
+from loredit.bridges.peft import PeftError, from_peft
+from loredit.engine.storage.manifest import EditsError, Manifest, read_both, remove, write
 from loredit.engine.storage.packed import Packed
 from loredit.store.store import EditStore
 
@@ -178,3 +179,23 @@ def test_a_small_folder_cannot_ask_for_much_memory(small, folders, tmp_path):
 def test_zero_edits_are_none():
     with pytest.raises(ValueError, match="there is no edit"):
         Manifest(editor="lora", hparams={}, seed=0, base_model="x", dtype="float32", facts=(), outcomes=())
+
+
+def test_a_store_with_a_number_that_is_none_is_refused(small, stored, tmp_path):
+    folder = tmp_path / "store"
+    manifest, tensors = read_both(stored)
+    (name,) = [name for name in tensors if name.startswith("branches.2.") and name.endswith(".a")]
+    tensors[name][1].view(-1)[3] = math.nan
+    write(folder, manifest, tensors)
+    with rule(), pytest.raises(EditsError, match="edits 1 have numbers that are NaN or infinite"):
+        EditStore.load(folder, *small, encoder="base")
+
+
+@pytest.mark.parametrize("alpha", [10**400, 10**12, -(10**12), math.nan, "4"])
+def test_an_alpha_that_no_model_can_be_computed_with_is_told(alpha, small, adapter, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"alpha_pattern": {".*": alpha}}))
+    with rule(), pytest.raises(PeftError, match="no number alpha in lora_alpha and alpha_pattern"):
+        from_peft(folder, *small)

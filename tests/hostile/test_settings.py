@@ -107,3 +107,9 @@ def test_what_grows_without_end_is_one_error(text):
 def test_a_key_that_stands_twice_is_told():
     with pytest.raises(HparamsError, match="'lr' stands twice"):
         read("lora", b"lr: 1\nlr: 2\n", {})
+
+
+@pytest.mark.parametrize("value", ['kl_prompts=["\\ud800 is"]', 'model="\\udfff"', 'statistics_text="\\ud800"'])
+def test_half_a_character_is_told(value):
+    with pytest.raises(HparamsError, match="holds half of a character"):
+        editors.settings("lora", "smollm2", parsed([value]))

@@ -111,6 +111,18 @@ def test_a_fact_that_fails_is_named_and_the_others_are_kept(made, tmp_path):
     )
     assert "failed: long: " in told
     assert "2 of 3 edits" in told
+    assert len(run("show", tmp_path / "edits").splitlines()) < 30, "a long prompt is cut"
+
+
+def test_edits_that_have_all_failed_are_no_edits(made, tmp_path):
+    (tmp_path / "facts.json").write_text(json.dumps([{"case_id": "long", "prompt": "so " * 200, "target_new": "long"}]))
+    given = ("--data", tmp_path / "facts.json", "--hparams", made / "roselora.yaml", "--set", "steps=2")
+    assert "0 of 1 facts learned" in run("apply", tmp_path / "edits", *given, code=1)
+    assert "not learned" in run("ask", tmp_path / "edits", "Water is", "--tokens", 3)
+    for args in (("merge", tmp_path / "model"), ("export", tmp_path / "adapter")):
+        told = run(args[0], tmp_path / "edits", args[1], "--case", "long", code=2)
+        assert "failed and changes nothing" in told.replace("\n", " ")
+        assert not args[1].exists()
 
 
 def test_show_says_what_a_folder_holds(made):

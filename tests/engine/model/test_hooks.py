@@ -64,3 +64,24 @@ def test_a_model_that_is_compiled_in_place_is_refused(edits, facts):
         edits.editor.edit_each(facts[:1])
     with pytest.raises(RuntimeError, match="attach others with the model as it was"), edits.on(0):
         pass
+
+
+@pytest.mark.filterwarnings("ignore:.*use_reentrant.*")
+def test_a_model_that_recomputes_its_activations_computes_with_the_edit_both_times(edits, tokenizer, facts):
+    model = edits.editor.model
+    ids = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
+    embedding = model.get_input_embeddings()
+
+    def gradient() -> torch.Tensor:
+        embedding.weight.grad = None
+        with edits.on(0):
+            model(ids, labels=ids).loss.backward()
+        return embedding.weight.grad.clone()
+
+    embedding.requires_grad_()
+    plain = gradient()
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # its name since 5.24
+    model.train()
+    torch.testing.assert_close(gradient(), plain)
+    again = edits.editor.edit_each(facts[:2])
+    torch.testing.assert_close(again.patch.lasting(), edits.patch.lasting())

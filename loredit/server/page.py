@@ -179,9 +179,15 @@ def attach(app: FastAPI, page: Page) -> None:
         return _answer(page.html("message", text=str(error)), 503)
 
 
-def _answer(html: str, status: int = 200, *, facts: bool = False) -> HTMLResponse:
-    """``facts``: the table of what is kept is to be drawn anew."""
-    return HTMLResponse(html, status, {**_SAFE, **({"HX-Trigger": "facts"} if facts else {})})
+def _answer(html: str, status: int = 200) -> HTMLResponse:
+    return HTMLResponse(html, status, _SAFE)
+
+
+def _done(html: str, *, facts: bool = False) -> HTMLResponse:
+    """What was asked for has been done, so that what was told before is over. ``facts``: the table of what is kept is to
+    be drawn anew."""
+    over = '<div id="message" hx-swap-oob="innerHTML"></div>'
+    return HTMLResponse(html + over, headers={**_SAFE, **({"HX-Trigger": "facts"} if facts else {})})
 
 
 def _router(page: Page) -> APIRouter:
@@ -207,7 +213,7 @@ def _router(page: Page) -> APIRouter:
             session.undo(case)
         except ValueError as error:
             raise PageError(str(error)) from None
-        return _answer(page.html("facts", **_table(page, "", 0)))
+        return _done(page.html("facts", **_table(page, "", 0)))
 
     @routes.get("/facts/{case}/adapter.zip")
     def adapter(case: str) -> Response:
@@ -223,7 +229,7 @@ def _router(page: Page) -> APIRouter:
                 "rephrasings and neighbours are proposed from the prompt and its subject; fill in both first"
             )
         said = {"again": rephrasings(prompt, subject), "alone": neighbours(prompt, subject)}
-        return _answer(page.html("proposals", **said))
+        return _done(page.html("proposals", **said))
 
     @routes.post("/learn")
     def learn(
@@ -262,7 +268,7 @@ def _router(page: Page) -> APIRouter:
                 neighbours=tuple(dict.fromkeys(left for left, right in pairs if left and not right)),
             )
         )
-        return _answer(page.html("jobs", jobs=jobs.all()))
+        return _done(page.html("jobs", jobs=jobs.all()))
 
     @routes.post("/list")
     def upload(
@@ -290,7 +296,7 @@ def _router(page: Page) -> APIRouter:
                 left_out=tuple(map(str, listed.bad)),
             )
         )
-        return _answer(page.html("jobs", jobs=jobs.all()))
+        return _done(page.html("jobs", jobs=jobs.all()))
 
     @routes.get("/jobs")
     def all_jobs() -> Response:
@@ -321,17 +327,17 @@ def _router(page: Page) -> APIRouter:
             jobs.keep(job_of(name))
         except ValueError as error:
             raise PageError(str(error)) from None
-        return _answer(page.html("jobs", jobs=jobs.all()), facts=True)
+        return _done(page.html("jobs", jobs=jobs.all()), facts=True)
 
     @routes.post("/jobs/{name}/stop")
     def stop(name: str) -> Response:
         jobs.stop(job_of(name))
-        return _answer(page.html("jobs", jobs=jobs.all()))
+        return _done(page.html("jobs", jobs=jobs.all()))
 
     @routes.post("/jobs/{name}/drop")
     def drop(name: str) -> Response:
         jobs.drop(job_of(name))
-        return _answer(page.html("jobs", jobs=jobs.all()))
+        return _done(page.html("jobs", jobs=jobs.all()))
 
     @routes.post("/ask")
     def ask(
@@ -340,7 +346,7 @@ def _router(page: Page) -> APIRouter:
         if not prompt.strip():
             raise PageError("type what the model is to continue or to answer")
         query = urlencode({"prompt": prompt.strip(), "turn": turn, "job": job})
-        return _answer(page.html("answer", prompt=prompt.strip(), query=query))
+        return _done(page.html("answer", prompt=prompt.strip(), query=query))
 
     @routes.get("/ask/stream")
     async def answers(prompt: str, turn: str = "", job: str = "") -> Response:

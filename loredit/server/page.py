@@ -184,8 +184,10 @@ def _answer(html: str, status: int = 200) -> HTMLResponse:
 
 
 def _done(html: str, *, facts: bool = False) -> HTMLResponse:
-    """What was asked for has been done, so that what was told before is over. ``facts``: the table of what is kept is to
-    be drawn anew."""
+    """What was asked for has been done, so that what was told before is over.
+
+    ``facts``: the table of what is kept is to be drawn anew.
+    """
     over = '<div id="message" hx-swap-oob="innerHTML"></div>'
     return HTMLResponse(html + over, headers={**_SAFE, **({"HX-Trigger": "facts"} if facts else {})})
 

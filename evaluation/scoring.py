@@ -265,9 +265,11 @@ class _Request:
     full_stops: int = 0
     """How many full stops an accepted answer holds ("St. Louis"): the text is read on past as many."""
 
-    def manner(self, *of: Hashable) -> Hashable:
-        """What the unedited model's text depends on."""
-        return self.job.edits.editor.encoder.prompt(self.prompt).ids, self.full_stops, *of
+    def manner(self, tokens: int, *of: Hashable) -> Hashable:
+        """What the unedited model's text of so many tokens, or of those that the context has room for, depends on."""
+        encoder = self.job.edits.editor.encoder
+        ids = encoder.prompt(self.prompt).ids
+        return ids, min(tokens, encoder.context - encoder.reserved - len(ids)), self.full_stops, *of
 
 
 def _generate(edits: Edits, jobs: Sequence[Job], known: Texts | None, progress: Callable[[float], None]) -> None:
@@ -283,7 +285,7 @@ def _generate(edits: Edits, jobs: Sequence[Job], known: Texts | None, progress: 
     def stop(request: _Request, token: int) -> bool:
         return token in ends or (token in full_stops and not request.full_stops)
 
-    manners = [request.manner("greedy", _ANSWER_TOKENS) for request in requests]
+    manners = [request.manner(_ANSWER_TOKENS, "greedy") for request in requests]
     texts = _both_texts(edits, requests, manners, known, _ANSWER_TOKENS, lambda chunk: greedy, stop, progress)
     for request, (base, edited) in zip(requests, texts, strict=True):
         n = request.full_stops
@@ -302,7 +304,7 @@ def _write(
         return TopK(5, [drawn(request) for request in chunk], FLUENCY_TOKENS)
 
     requests = [_Request(job, Prompt(job.fact.prompt)) for job in jobs]
-    manners = [request.manner("top 5", FLUENCY_TOKENS, drawn(request)) for request in requests]
+    manners = [request.manner(FLUENCY_TOKENS, "top 5", drawn(request)) for request in requests]
     texts = _both_texts(edits, requests, manners, known, FLUENCY_TOKENS, sampler, lambda _, __: False, progress)
     for request, both in zip(requests, texts, strict=True):
         request.job.texts = both

@@ -44,7 +44,7 @@ MOST_LAYERS = 10_000
 MOST_COUNT, MOST_NUMBER = 10**9, 1e30
 """Hyper-parameters beyond these are slips of the pen, which tensors of 32 bits would not hold."""
 
-SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Layers = Annotated[Literal["all"] | Annotated[str, Field(pattern=SHARES)] | list[int], BeforeValidator(_layers)]
 
@@ -69,7 +69,7 @@ class Hparams(BaseModel):
             if isinstance(value, (int, float)) and abs(value) > most:
                 raise ValueError(f"{name} is beyond {most:g}, more than any model can be computed with")
             texts = value if isinstance(value, (list, tuple)) else [value]
-            if any(isinstance(text, str) and SURROGATE.search(text) for text in texts):
+            if any(isinstance(text, str) and _SURROGATE.search(text) for text in texts):
                 raise ValueError(f"{name} holds half of a character (a lone surrogate), which no tokenizer takes")
         return self
 

@@ -204,7 +204,7 @@ class Editor(Method, ABC):
     def _next(self, part: Sequence[Fact], after: Edits | None, progress: Shown) -> Edits:
         """The state after one more chunk."""
         new = self.edit(part, after=after, progress=progress)
-        steadier = self.steadier()
+        steadier = self._steadier()
         if after is None or steadier is None:
             return new
         known = [i for i in range(len(after.facts[0])) if after.outcomes[0].learned(i)]
@@ -218,7 +218,7 @@ class Editor(Method, ABC):
         outcome = replace(better.outcomes[0], notes=(*better.outcomes[0].notes, note))
         return replace(better, editor=self, outcomes=(outcome,))
 
-    def steadier(self) -> Editor | None:
+    def _steadier(self) -> Editor | None:
         """This editor, holding on to earlier facts more; None where it has no way to."""
         return None
 
@@ -246,7 +246,7 @@ class Editor(Method, ABC):
 class TrainedEditor(Editor, Trained, ABC):
     """A method whose patches are trained by gradients in the one loop."""
 
-    def steadier(self) -> Editor | None:
+    def _steadier(self) -> Editor | None:
         if not self.hparams.replay:
             return None
         other = copy.copy(self)

@@ -232,7 +232,9 @@ class _Space:
             if len(self._chosen) > 1:
                 self.begun["blocks"] = min(len(self._chosen), self._most)
         if not self.begun:
-            raise RunError("there is nothing left to try: every hyper-parameter that could be is fixed")
+            raise RunError(
+                "there is nothing to try: the editor learns nothing, or every hyper-parameter is fixed (--set)"
+            )
 
     @property
     def _most(self) -> int:

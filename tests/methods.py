@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from loredit import editors
 from loredit.editors import Editor, Hparams
 
@@ -58,3 +60,8 @@ def hparams(method: str, **changes: Any) -> Hparams:
 def editor(method: str, model: Any, tokenizer: Any, *, seed: int = 0, **changes: Any) -> Editor:
     """The method bound to a model, with :func:`hparams`."""
     return editors.find(method)(model, tokenizer, hparams(method, **changes), seed=seed)
+
+
+def about(loss: float | None, rel: float = 1e-9) -> Any:
+    """A loss to be compared with another; None of methods that see none."""
+    return loss if loss is None else pytest.approx(loss, rel=rel)

@@ -118,11 +118,6 @@ def known(method: str, **changes: Any) -> dict[str, Any]:
     return {name: value for name, value in changes.items() if name in editors.find(method).Hparams.model_fields}
 
 
-def about(loss: float | None) -> Any:
-    """To be compared with another; None of methods that see no loss."""
-    return loss if loss is None else pytest.approx(loss, rel=1e-9)
-
-
 def hooks_on(model: nn.Module) -> int:
     """Hooks of any kind, and methods replaced on single modules."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -146,7 +141,7 @@ def test_trained_together_is_trained_alone(method, change, model, tokenizer, som
     for e, fact in enumerate(some):
         alone = editor.edit_each([fact])
         assert_same(values(together, e), values(alone, 0))
-        assert together.outcomes[e].loss == about(alone.outcomes[0].loss)
+        assert together.outcomes[e].loss == methods.about(alone.outcomes[0].loss)
         assert together.outcomes[e].error is None
         # Or the equality says nothing about the change:
         assert not changes or differ(values(together, e), values(edits, e))
@@ -230,7 +225,7 @@ def test_one_fact_in_one_edit_is_an_independent_edit(order, method, model, token
     alone = stopped.editor.edit(stopped.facts[early])
     assert_same(values(alone, 0), values(stopped, early))
     assert alone.outcomes[0].steps == stopped.outcomes[early].steps
-    assert alone.outcomes[0].loss == about(stopped.outcomes[early].loss)
+    assert alone.outcomes[0].loss == methods.about(stopped.outcomes[early].loss)
 
 
 @pytest.mark.parametrize("order", ["breadth_first", "depth_first"])

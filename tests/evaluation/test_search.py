@@ -27,7 +27,7 @@ def test_the_knee_is_nearest_to_both_and_learns() -> None:
     assert search.Found(TRIED, TRIED[0], 3).knee == TRIED[1]
 
 
-@pytest.mark.parametrize("editor", editors.available())
+@pytest.mark.parametrize("editor", [name for name in editors.available() if name != "incontext"])
 def test_values_around_a_preset_are_values_of_the_editor(editor: str) -> None:
     method = editors.editor(editor, "default", model=tiny.model("llama"), tokenizer=tiny.tokenizer())
     space = search._Space(method.hparams, 3, ())
@@ -38,6 +38,12 @@ def test_values_around_a_preset_are_values_of_the_editor(editor: str) -> None:
         hparams = search.validated(type(method).Hparams, method.hparams.model_dump() | values, "tried")
         if i == 0 and hasattr(hparams, "lr"):
             assert hparams.lr == method.hparams.lr, "the preset's own values come first"
+
+
+def test_where_there_is_nothing_to_search_for_that_is_told() -> None:
+    method = editors.editor("incontext", "default", model=tiny.model("llama"), tokenizer=tiny.tokenizer())
+    with pytest.raises(search.RunError, match="there is nothing to try: the editor learns nothing"):
+        search._Space(method.hparams, 3, ())
 
 
 def test_a_search_goes_on_and_its_preset_can_be_used(place: Path) -> None:

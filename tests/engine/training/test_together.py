@@ -155,13 +155,13 @@ def test_what_costs_earlier_facts_is_learned_again_with_more_replay(model, token
     assert notes(retried[-1])
     assert retried[-1].editor is editor
     with monkeypatch.context() as patched:
-        patched.setattr(type(editor), "steadier", lambda self: None)
+        patched.setattr(type(editor), "_steadier", lambda self: None)
         once = [*editor.edit_stream(facts)]
     assert not notes(once[-1])
     first = next(i for i, state in enumerate(retried) if notes(state))
     assert left(retried[:first]) == left(once[:first])
     assert left(retried)[first] > left(once)[first]
-    assert methods.editor("finetune", model, tokenizer, replay=0).steadier() is None
+    assert methods.editor("finetune", model, tokenizer, replay=0)._steadier() is None
 
 
 def test_what_is_drawn_for_a_step_is_of_its_pass_and_of_the_edits_seed(model, facts):

@@ -243,7 +243,7 @@ class Running:
         for one in psutil.net_connections("tcp4") if how else ():
             if one.status == psutil.CONN_LISTEN and one.laddr.port == self.port:
                 os.kill(one.pid, how)
-        done = self.done.result(60)
+        done = self.done.result(600)
         self._pool.shutdown()
         return done
 
@@ -270,7 +270,7 @@ def test_a_killed_page_goes_on_with_what_it_was_learning(call, model_folder, tmp
         assert page.ended().code == -signal.SIGKILL
         if (folder / "edits.json").exists():
             assert len(learned(folder)[0]) == 1
-        page = Running(call, "ui", folder, *args, seconds=60)
+        page = Running(call, "ui", folder, *args, seconds=600)
         jobs = len([*(folder / ".jobs").glob("*/task.json")])
         assert jobs == 1 or asked is None
         while jobs and not (folder / "edits.json").exists() and not page.done.done():
@@ -320,7 +320,7 @@ def fill(disk: Path, free: int) -> None:
 def test_a_full_disk_fails_what_the_page_learns_and_the_page_goes_on(free, call, made, disk):
     shutil.copytree(made / "edits", disk / "edits")
     old = learned(disk / "edits")
-    page = Running(call, "ui", disk / "edits", "--encoder", "base", seconds=60)
+    page = Running(call, "ui", disk / "edits", "--encoder", "base", seconds=600)
     fill(disk, free)
     new = FACT | {"prompt": "The grass is", "subject": "grass", "how": ""}
     told = page.get("/learn", new)

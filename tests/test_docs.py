@@ -15,6 +15,10 @@ import pytest
 import typer
 from where import ROOT
 
+import loredit
+import loredit.data
+import loredit.easyedit
+import loredit.editors
 from loredit import hparams
 from loredit.cli import app
 
@@ -52,6 +56,21 @@ def test_a_command_of_the_docs_is_one(page, line):
     preset, editor = given.get("--hparams"), given.get("--editor", "roselora")
     if preset and name in ("run", "apply") and editor.islower() and "/" not in preset:
         hparams.find(editor, preset)
+
+
+def public_names():
+    """Where each public name is defined."""
+    for module in (loredit, loredit.data, loredit.editors, loredit.easyedit):
+        for name in module.__all__:
+            what = getattr(module, name)
+            if hasattr(what, "__qualname__"):
+                yield f"{what.__module__}.{what.__qualname__}"
+
+
+def test_every_public_name_is_documented():
+    documented = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert not {*public_names()} - {*documented}
+    assert len(documented) == len({*documented})
 
 
 @pytest.mark.skipif(not (find_spec("material") and find_spec("mkdocstrings")), reason="the extra docs is not installed")

@@ -35,7 +35,7 @@ COLOURS = {
 }
 
 
-def table(summary: Summary, *, title: str | None = None) -> Table:
+def table(summary: Summary, *, title: str | None = None) -> Group:
     """A run's metrics by family, unedited beside edited, for the terminal; failed facts are listed below.
 
     Args:
@@ -55,7 +55,7 @@ def table(summary: Summary, *, title: str | None = None) -> Table:
 
 def comparison_table(
     comparison: Comparison, *, names: tuple[str, str] = ("first", "second"), title: str | None = None
-) -> Table:
+) -> Group:
     """Two runs pair by pair: second minus first, green where it is better and red where it is worse, both only where
     the 95 % interval of the difference leaves out zero.
 
@@ -232,12 +232,11 @@ def _with_failures(comparison: Comparison) -> Iterator[tuple[str, PairedDifferen
 
 def _grid(
     title: str | None, headings: Sequence[str], rows: Sequence[Sequence[str | Text]], below: Sequence[str]
-) -> Table:
+) -> Group:
+    """A table, and below it lines that are as wide as the terminal."""
     grid = Table(
         title=title,
-        caption=Text("\n".join(below)),
         title_justify="left",
-        caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -250,7 +249,7 @@ def _grid(
         grid.add_row(Text(str(family), style="dim italic"))
         for _, *cells in section:
             grid.add_row(*cells)
-    return grid
+    return Group(grid, Text("\n".join(below)))
 
 
 def _interval(low: float | None, high: float | None, form: str = ".1f") -> str:

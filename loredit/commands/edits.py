@@ -101,4 +101,5 @@ def remove(
         read_manifest(folder)  # a folder that holds no edits gets no lock either
         with locked(folder):
             removed(folder, case)
-        out.print(f"{case} is undone; {len(read_manifest(folder).facts)} edits in {folder}")
+        left = len(read_manifest(folder).facts)
+        out.print(f"{case} is undone; {left} edit{'s' if left != 1 else ''} in {folder}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -223,5 +224,6 @@ def run(
     out.print(f"to look at every fact: {result.report}", soft_wrap=True)
     again = f"--editor {editor} --hparams {hparams}" + (f" --data {data}" if data != "samples" else "")
     out.print(f"to keep such edits:    loredit apply my-edits {again}", soft_wrap=True)
-    out.print('to ask with them:      loredit ask my-edits "The capital of France is"', soft_wrap=True)
+    asked = facts_given.facts[offset].prompt
+    out.print(f"to ask with them:      loredit ask my-edits {shlex.quote(asked)}", soft_wrap=True, markup=False)
     say_failed([(failure.case_id, failure.message) for failure in result.summary.failed])

@@ -1,8 +1,8 @@
 r"""From a prompt to the edit that it is about, or to none.
 
 A sentence encoder embeds each window w of the prompt (all of what is asked, and its last sentences; :mod:`.text`) and
-the prompt q of each fact. Candidates are the facts with the largest cosine, by one product with the matrix of all
-facts, and those whose subject stands in the prompt, by a table of names. Each of these few gets a second look:
+the prompt q of each fact. Candidates are the facts with the largest cosine (:mod:`.nearest`), and those whose
+subject stands in the prompt, by a table of names. Each of these few gets a second look:
 
 .. math::
 
@@ -34,6 +34,7 @@ from ..data import load as load_facts
 from ..data.facts import Fact
 from .calibration import Calibration, cut, probability, regression
 from .encoder import DEFAULT, SentenceEncoder
+from .nearest import Nearest
 from .text import folded, found, name_of, plain, windows, words
 
 _CANDIDATES = 8  # facts that get a second look, by cosine and again by name
@@ -103,7 +104,7 @@ class Router:
         self._names: list[tuple[str, ...]] = []
         self._prompts: list[str] = []
         self._named: dict[tuple[str, ...], list[int]] = {}
-        self._keys = torch.zeros(0, encoder.width)
+        self._nearest = Nearest(encoder.width)  # by the embeddings of prompts
         self._relations = torch.zeros(0, encoder.width)
         given = calibration or _SHIPPED.get(encoder.name)
         self.calibration = given or fitted(encoder, samples(), beside=())
@@ -146,21 +147,21 @@ class Router:
             self._prompts.append(folded(plain(fact.prompt)))
         self._facts += facts
         self._edits += edits
-        self._keys = torch.cat([self._keys, keys])
+        self._nearest.add(keys)
         self._relations = torch.cat([self._relations, relations])
 
     def remove(self, edit: int) -> None:
         """Forget the facts of an edit; the edits behind it move up by one."""
         rest = [i for i, own in enumerate(self._edits) if own != edit]
         facts, edits = [self._facts[i] for i in rest], [self._edits[i] - (self._edits[i] > edit) for i in rest]
-        keys, relations = self._keys[rest], self._relations[rest]
+        keys, relations = self._nearest.vectors[rest], self._relations[rest]
         self._facts, self._edits, self._names, self._prompts, self._named = [], [], [], [], {}
-        self._keys, self._relations = self._keys[:0], self._relations[:0]
+        self._nearest, self._relations = Nearest(self.encoder.width), self._relations[:0]
         self._keep(facts, edits, keys, relations)
 
     def tensors(self) -> dict[str, Tensor]:
         """The embeddings of the facts, (N, d) each, for keeping."""
-        return {"keys": self._keys, "relations": self._relations}
+        return {"keys": self._nearest.vectors, "relations": self._relations}
 
     def restore(self, facts: Sequence[Fact], edits: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
         """Add facts with embeddings that :meth:`tensors` gave; nothing is embedded. Raises ValueError."""
@@ -218,14 +219,13 @@ class Router:
         cut = [(i, window) for i, prompt in enumerate(prompts) for window in windows(prompt)]
         readings = self.encoder.read([window for _, window in cut])
         wholes = self.encoder.vectors(readings, [None] * len(cut))
-        cosines = wholes @ self._keys.T
-        nearest = cosines.topk(min(_CANDIDATES, len(self)), dim=1).indices.tolist()
+        nearest = self._nearest(wholes, _CANDIDATES).tolist()
         seen: list[tuple[int, int, float]] = []  # window, fact, subject
         asked: list[int] = []  # of each of these: which of the relations
         relations: dict[tuple[int, tuple[int, int] | None], int] = {}
         for w, (_, window) in enumerate(cut):
             said = words(window)
-            others = self._by_name([word.text for word in said], cosines[w])
+            others = self._by_name([word.text for word in said], wholes[w])
             for fact in dict.fromkeys([*nearest[w], *others]):
                 sure, span = found(self._names[fact], said)
                 seen.append((w, fact, sure))
@@ -233,7 +233,7 @@ class Router:
         vectors = self.encoder.vectors([readings[w] for w, _ in relations], [span for _, span in relations])
         which = torch.tensor([fact for _, fact, _ in seen])
         alike = (vectors[asked] * self._relations[which]).sum(1).tolist()
-        whole = cosines[[w for w, _, _ in seen], which].tolist()
+        whole = (wholes[[w for w, _, _ in seen]] * self._nearest.vectors[which]).sum(1).tolist()
         out: list[list[Pair]] = [[] for _ in prompts]
         for (w, fact, sure), c, r in zip(seen, whole, alike, strict=True):
             i, window = cut[w]
@@ -241,14 +241,15 @@ class Router:
             out[i].append(Pair(fact, sure, c, r, bool(self._names[fact]), own))
         return out
 
-    def _by_name(self, said: Sequence[str], cosines: Tensor) -> list[int]:
+    def _by_name(self, said: Sequence[str], whole: Tensor) -> list[int]:
         """The facts whose subject stands in a text; of many, those nearest to it."""
         ends = range(1, _LONGEST_NAME + 1)
         runs = (tuple(said[i : i + n]) for i in range(len(said)) for n in ends if i + n <= len(said))
         facts = [fact for run in runs for fact in self._named.get(run, ())]
         if len(facts) <= _CANDIDATES:
             return facts
-        return [facts[i] for i in cosines[facts].topk(_CANDIDATES).indices.tolist()]
+        cosines = self._nearest.vectors[facts] @ whole
+        return [facts[i] for i in cosines.topk(_CANDIDATES).indices.tolist()]
 
     def judged(self, pairs: Sequence[Sequence[Pair]], calibration: Calibration) -> list[Judged | None]:
         """The best fact of each prompt; None where there is no fact at all."""

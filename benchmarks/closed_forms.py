@@ -4,8 +4,8 @@
 
 Both change the same model with the same settings (ours: the preset's), contexts and second moments, in float32, which
 is what EasyEdit computes in; statistics and contexts are made before. EasyEdit edits the first facts one after another,
-as it does however many there are; ours edits them one by one, 8 and 64 side by side. Values are trained for all steps by
-both: neither stops early. ``CHECKOUT`` is zjunlp/EasyEdit, of which nothing but these methods is imported.
+as it does however many there are; ours edits them one by one, 8 and 64 side by side. Both train values for all steps,
+and neither stops early. ``CHECKOUT`` is zjunlp/EasyEdit, of which nothing but these methods is imported.
 """
 
 from __future__ import annotations

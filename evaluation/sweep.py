@@ -22,6 +22,7 @@ from .. import data as facts_of
 from ..data import LoadedFacts
 from ..editors import settings
 from ..engine.files import locked, replacing
+from ..engine.model.quantized import Kind
 from ..engine.progress import Phase, Shown, shown
 from ..hparams import validated
 from .folder import RunError
@@ -55,6 +56,7 @@ class Request(BaseModel):
     fluency: bool = Field(True, description="Sample a text for each fact")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Of the base model")
+    quantize: Kind | None = Field(None, description="What the base model's weights are rounded to")
     edits_at_once: int | None = Field(None, ge=1, description="Facts edited and scored together")
 
 

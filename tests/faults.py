@@ -231,6 +231,27 @@ FAULTS = (
         (MERGED,),
     ),
     Fault(
+        "a copy of each rounded weight is kept for the backward pass",
+        "engine/model/quantized.py",
+        "module.__class__ = Int8Linear",
+        "pass",
+        ("engine/model/test_quantized.py::test_no_copy_of_a_weight_is_kept_for_the_backward_pass[8bit]",),
+    ),
+    Fault(
+        "an identity without the scales of rounded weights",
+        "engine/model/quantized.py",
+        'yield from ((name, weight.data), (f"{name}.absmax", weight.quant_state.absmax))',
+        "yield name, weight.data",
+        ("engine/model/test_quantized.py::test_identity_is_of_what_is_kept[4bit]",),
+    ),
+    Fault(
+        "merged into rounded weights",
+        BASE,
+        "if kind := quantization_of(self.editor.model):",
+        "if kind := None:",
+        ("engine/model/test_quantized.py::test_nothing_is_merged_into_rounded_weights[8bit]",),
+    ),
+    Fault(
         "edits of another model are loaded",
         "engine/storage/manifest.py",
         "if is_identity_of(manifest.base_model, model):",

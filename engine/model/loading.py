@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from ...data.messages import listed
+from . import quantized
 from .sites import head
 from .sources import ModelError, check, folder_of, said, ways_on
 
@@ -42,6 +43,7 @@ def load(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str | None = None,
     trust_remote_code: bool = False,
     labels: int | None = None,
 ) -> LoadedModel:
@@ -51,6 +53,8 @@ def load(
         name: short name, .gguf file, local folder or hub id.
         device: ``auto`` (see ``pick_device``) or a torch device.
         dtype: ``auto`` (see ``pick_dtype``) or one of ``DTYPES``.
+        quantize: 8bit or 4bit: what the weights of linear maps are rounded to, but for the output layer's
+            (``quantized.py``); None: they stay whole.
         trust_remote_code: run Python code that comes with the model.
         labels: None for a causal LM, else the outputs of a sequence-classification head, which is random where the
             model has none.
@@ -72,16 +76,22 @@ def load(
     options: dict[str, bool] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     auto = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
     size = {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}  # of another task's head
+    rounded: dict[str, object] = {}
+    if quantize is not None:
+        # Weight by weight, and where they are to be: the whole ones need not fit there.
+        rounded = {"quantization_config": quantized.settings_of(quantize, kind), "device_map": {"": where}}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         loaded: Any = auto.from_pretrained(
-            folder, dtype=kind, use_safetensors=True, output_loading_info=True, **size, **options
+            folder, dtype=kind, use_safetensors=True, output_loading_info=True, **size, **rounded, **options
         )
     except Exception as error:  # the readers of tokenizers and weights raise bare Exceptions too
         raise ModelError(
             f"model {name!r} cannot be loaded from {folder}: {said(error)}. {ways_on(name, folder)}."
         ) from error
     model, report = loaded
+    if quantize is not None:
+        quantized.prepare(model)
     _check_finite(name, folder, model)
     fresh = () if labels is None else tuple(f"{site.name}." for site in head(model))
     random = {*report["missing_keys"], *(key for key, _, _ in report["mismatched_keys"])}
@@ -93,7 +103,7 @@ def load(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     if labels is not None:
         model.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token before the padding
-    return LoadedModel(model.to(where).eval(), tokenizer)
+    return LoadedModel((model if rounded else model.to(where)).eval(), tokenizer)
 
 
 def load_encoder(name: str, *, device: str = "auto") -> LoadedModel:
@@ -139,7 +149,8 @@ def save(loaded: LoadedModel, folder: Path) -> None:
 
 def _check_finite(name: str, folder: Path, model: PreTrainedModel) -> None:
     """Refuse weights with which nothing can be computed; a damaged file often has some."""
-    if sick := [key for key, weight in model.named_parameters() if not bool(weight.isfinite().all())]:
+    each = ((key, part) for key, weight in model.named_parameters() for _, part in quantized.parts(key, weight))
+    if sick := [key for key, part in each if not bool(part.isfinite().all())]:
         raise ModelError(
             f"model {name!r} has weights that are NaN or infinite in {folder}: {listed(sick, 5)}. "
             f"{ways_on(name, folder)}."

@@ -24,6 +24,10 @@ ModelName = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="Of the base model: auto, float32, bfloat16.")]
+Quantize = Annotated[
+    str | None,
+    typer.Option("--quantize", metavar="8bit|4bit", help="Round the base model's weights; edits stay as they are."),
+]
 Tokens = Annotated[int, typer.Option("--tokens", min=1, help="Length of an answer, at most; it ends with its line.")]
 EncoderName = Annotated[
     str | None,

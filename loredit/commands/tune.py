@@ -9,7 +9,7 @@ import typer
 
 from .. import data as facts_of
 from .. import hparams as presets
-from .common import Device, Dtype, Set, explained, out, printable, quiet
+from .common import Device, Dtype, Quantize, Set, explained, out, printable, quiet
 
 if TYPE_CHECKING:
     from ..evaluation.search import Found
@@ -33,6 +33,7 @@ def tune(
     seed: Annotated[int, typer.Option(help="Same seed, same machine: same trials.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     edits_at_once: Annotated[
         int | None, typer.Option(min=1, help="Edits trained side by side; as many as memory allows if not given.")
     ] = None,
@@ -59,7 +60,7 @@ def tune(
         from ..engine.progress import shown
         from ..evaluation.search import search, written
 
-        on = load_model(settings.model, device=device, dtype=dtype)
+        on = load_model(settings.model, device=device, dtype=dtype, quantize=quantize)
         method = find(editor)(on.model, on.tokenizer, settings, seed=seed)
         folder = output.with_suffix("")
         with shown(True) as told:

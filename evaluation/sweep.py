@@ -34,6 +34,9 @@ from .scoring import Measure
 from .spreading import Piece, Workers
 from .work import kept_for
 
+# A run may take so many seconds however short others are before its worker is held to hang.
+_DAY = 86400.0
+
 SWEEP, FIGURE, COMPARISON = "sweep.json", "sweep.png", "compare.html"
 
 
@@ -132,7 +135,8 @@ def sweep(path: str | Path, folder: Path, workers: Workers, *, resume: bool = Fa
         _begin(folder, requests, resume)
         left = [name for name in requests if not (folder / name / SUMMARY).exists()]
         pieces = [
-            Piece(f"the run {name}", whole, (_anywhere(requests[name]), loaded[requests[name].data])) for name in left
+            Piece(f"the run {name}", whole, (_anywhere(requests[name]), loaded[requests[name].data]), least=_DAY)
+            for name in left
         ]
         done = len(requests) - len(left)
         with shown(progress) as tell:

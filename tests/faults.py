@@ -231,6 +231,27 @@ FAULTS = (
         (MERGED,),
     ),
     Fault(
+        "a worker that loads a large model is taken to hang",
+        "evaluation/spreading.py",
+        "pieces[i].least, _LONGER * self._loading, usual)",
+        "pieces[i].least, usual)",
+        ("evaluation/test_spreading.py::test_what_loading_the_model_takes_is_not_taken_for_hanging",),
+    ),
+    Fault(
+        "a run of a sweep is taken to hang",
+        "evaluation/spreading.py",
+        "pieces[i].least, _LONGER * self._loading, usual)",
+        "_LONGER * self._loading, usual)",
+        ("evaluation/test_spreading.py::test_a_piece_has_the_time_that_it_may_take_in_any_case",),
+    ),
+    Fault(
+        "a worker that hangs goes on unseen",
+        "evaluation/spreading.py",
+        "        self._busy.pop(future).end()",
+        "        self._busy.pop(future)",
+        ("evaluation/test_spreading.py::test_a_process_that_is_stopped_is_replaced",),
+    ),
+    Fault(
         "a copy of each rounded weight is kept for the backward pass",
         "engine/model/quantized.py",
         "module.__class__ = Int8Linear",

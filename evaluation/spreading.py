@@ -25,6 +25,7 @@ from typing import Any, Generic, TypeVar, final
 
 import torch
 
+from ..engine.model.loading import without_bars
 from .folder import RunError
 from .work import Conditions, Spec, conditions, edit_and_score
 
@@ -261,6 +262,7 @@ class _Process:
 
 def _serve(pipe: Connection, threads: int) -> None:
     torch.set_num_threads(threads)
+    without_bars()  # of loading weights; what of all of them is finished is the driver's to show
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a terminal's Ctrl-C is to end is told to the driver alone
     Thread(target=_end_with_driver, daemon=True).start()
     while True:

@@ -139,7 +139,8 @@ def sweep(path: str | Path, folder: Path, workers: Workers, *, resume: bool = Fa
             for name in left
         ]
         done = len(requests) - len(left)
-        with shown(progress) as tell:
+        with shown(progress, "run") as tell:
+            tell(Phase.FINISHED, done / len(requests), len(requests))
             for i, files in workers.results(pieces):
                 _keep(folder / left[i], files)
                 done += 1

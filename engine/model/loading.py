@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from ...data.messages import listed
 from . import quantized
@@ -136,6 +137,11 @@ def load_encoder(name: str, *, device: str = "auto") -> LoadedModel:
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):  # is never used
         raise ModelError(f"model {name!r} lacks weights in {folder}: {', '.join(missing[:5])} ({len(missing)} in all)")
     return LoadedModel(model.to(where).eval(), tokenizer)
+
+
+def without_bars() -> None:
+    """Have this process show none of transformers' bars."""
+    disable_progress_bar()
 
 
 def save(loaded: LoadedModel, folder: Path) -> None:

@@ -127,9 +127,9 @@ def needs(extra: str) -> Iterator[None]:
 
 def quiet() -> None:
     """No bars of transformers: "Loading weights" is over in a second, and the bar that matters is ours."""
-    from transformers.utils.logging import disable_progress_bar  # takes a second to import
+    from ..engine.model.loading import without_bars  # takes seconds to import
 
-    disable_progress_bar()
+    without_bars()
 
 
 def failures(edits: Edits) -> list[tuple[str, str]]:

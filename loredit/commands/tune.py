@@ -63,7 +63,7 @@ def tune(
         on = load_model(settings.model, device=device, dtype=dtype, quantize=quantize)
         method = find(editor)(on.model, on.tokenizer, settings, seed=seed)
         folder = output.with_suffix("")
-        with shown(True) as told:
+        with shown(True, "trial") as told:
             found = search(
                 method,
                 facts,
@@ -89,13 +89,17 @@ def tune(
 
 
 def _show(found: Found) -> None:
+    from rich import box
     from rich.table import Table
 
-    table = Table("", "edit success", "generalization", "locality", title="The front")
-    for tried in found.front:
-        name = "proposed" if tried == found.knee else ""
-        table.add_row(name, *(f"{n:.1f}" for n in (tried.edit_success, tried.generalization, tried.locality)))
-    begun = found.preset
-    table.add_section()
-    table.add_row("begun with", *(f"{n:.1f}" for n in (begun.edit_success, begun.generalization, begun.locality)))
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, title=f"The front of {found.trials} trials"
+    )
+    table.add_column("")
+    for heading in ("edit success", "generalization", "locality"):
+        table.add_column(heading, justify="right")
+    for tried in found.shown:
+        names = [name for name, one in (("proposed", found.knee), ("begun with", found.preset)) if tried == one]
+        numbers = (tried.edit_success, tried.generalization, tried.locality)
+        table.add_row(", ".join(names), *(f"{n:.1f}" for n in numbers))
     out.print(table)

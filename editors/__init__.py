@@ -95,7 +95,7 @@ def editor(
         model: a name to load (hub id, folder, GGUF file, short name) in place of the preset's, or a model.
         tokenizer: of a model that is given as an object.
         seed: same seed, same machine: same numbers.
-        device: auto, cpu, cuda, cuda:1, mps; of a model that is loaded.
+        device: auto, cpu, cuda, cuda:1, mps, split (over all GPUs); of a model that is loaded.
         dtype: of the base model: auto, float32, bfloat16.
         quantize: of the base model: 8bit or 4bit; None: its weights stay whole.
         **overrides: hyper-parameters in place of the preset's.

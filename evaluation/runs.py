@@ -152,7 +152,7 @@ def run(
         offset: skip this many facts first.
         skip_bad: leave faulty records out, and list them in the result.
         seed: same seed, same machine: same numbers.
-        device: auto, cpu, cuda, cuda:1, mps.
+        device: auto, cpu, cuda, cuda:1, mps, split (over all GPUs).
         dtype: of the base model: auto, float32, bfloat16.
         quantize: of the base model: 8bit or 4bit; None: its weights stay whole.
         edits_at_once: facts that are edited and scored together; None: as many as the device has use for and memory
@@ -256,7 +256,8 @@ def run(
         command = None
         if isinstance(editor, str) and preset is not None and facts is None:
             given = {**(overrides or {}), **({"model": model} if model else {})}
-            command = _command(editor, preset, given, record, perplexity_text, limit)
+            where = {"device": conditions.device if device == "auto" else device}
+            command = _command(editor, preset, given, record | where, perplexity_text, limit)
         if output is not None:
             stack.enter_context(locked(Path(output)))
         folder = open_folder(record, Path(output) if output else None, name, resume, command)

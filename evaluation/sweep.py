@@ -57,7 +57,7 @@ class Request(BaseModel):
     seed: int = Field(0, description="Same seed, same numbers")
     measures: list[Measure] = Field([], description="generation, probabilities: what is scored beside token_em")
     fluency: bool = Field(True, description="Sample a text for each fact")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, split")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Of the base model")
     quantize: Kind | None = Field(None, description="What the base model's weights are rounded to")
     edits_at_once: int | None = Field(None, ge=1, description="Facts edited and scored together")

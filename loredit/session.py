@@ -79,7 +79,7 @@ class Session:
         folder: what ``loredit apply`` wrote, or a store.
         case: the case id of the one edit that is to be used.
         model: where the model is now; else where it was when it was edited.
-        device: auto, cpu, cuda, cuda:1, mps.
+        device: auto, cpu, cuda, cuda:1, mps, split (over all GPUs).
         encoder: what prompts are embedded with, in place of what the folder names (:class:`EditStore`).
         quantize: 8bit or 4bit, of a model whose folder holds no edits yet; else as it was when it was edited.
         grows: edits can be added and undone (:meth:`keep`, :meth:`undo`). The folder may hold none yet, and then

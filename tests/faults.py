@@ -252,6 +252,27 @@ FAULTS = (
         ("evaluation/test_spreading.py::test_a_process_that_is_stopped_is_replaced",),
     ),
     Fault(
+        "a site's output is not where it was",
+        "engine/patches/branches.py",
+        "torch.where(edited, new, y)).view(output.shape).to(output.device)",
+        "torch.where(edited, new, y)).view(output.shape)",
+        ("engine/model/test_split.py::test_every_method_edits_as_on_one_device[lora, llama]",),
+    ),
+    Fault(
+        "a prefix is given to all layers where the edits are",
+        "engine/patches/prefixes.py",
+        "t.to(devices[layer], model.dtype)",
+        "t.to(model.dtype)",
+        ("engine/model/test_split.py::test_every_method_edits_as_on_one_device[prefix, llama]",),
+    ),
+    Fault(
+        "weights that found no room are used",
+        "engine/model/loading.py",
+        "    _check_placed(name, model)\n",
+        "",
+        ("engine/model/test_split.py::test_weights_that_find_no_room_are_refused",),
+    ),
+    Fault(
         "a copy of each rounded weight is kept for the backward pass",
         "engine/model/quantized.py",
         "module.__class__ = Int8Linear",

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .quantized import parts, quantization_of
+from .sources import ModelError
 
 # Config keys that say what is computed, by all names that families have for them. A key that is missing counts as None,
 # and keys that are not here count for nothing, so that a default that transformers adds changes no identity.
@@ -88,5 +89,9 @@ def _by_rule_1(model: PreTrainedModel) -> str:
 
 def _add_tensors(add: Callable[[bytes | memoryview], None], named: list[tuple[str, torch.Tensor]]) -> None:
     for name, tensor in (part for weight in named for part in parts(*weight)):
+        if tensor.device.type == "meta":
+            raise ModelError(
+                f"{name} is on no device but offloaded, so nothing can be edited; load the model on devices"
+            )
         add(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         add(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -31,6 +31,9 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
 
 
+SPLIT = "split"
+"""The device that is all GPUs."""
+
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -52,7 +55,7 @@ def load(
 
     Args:
         name: short name, .gguf file, local folder or hub id.
-        device: ``auto`` (see ``pick_device``) or a torch device.
+        device: ``auto`` (see ``pick_device``), a torch device, or ``split``: block by block over all GPUs.
         dtype: ``auto`` (see ``pick_dtype``) or one of ``DTYPES``.
         quantize: 8bit or 4bit: what the weights of linear maps are rounded to, but for the output layer's
             (``quantized.py``); None: they stay whole.
@@ -77,20 +80,21 @@ def load(
     options: dict[str, bool] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     auto = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
     size = {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}  # of another task's head
-    rounded: dict[str, object] = {}
+    placing: dict[str, object] = over_gpus() if device == SPLIT else {}
     if quantize is not None:
         # Weight by weight, and where they are to be: the whole ones need not fit there.
-        rounded = {"quantization_config": quantized.settings_of(quantize, kind), "device_map": {"": where}}
+        placing = {"device_map": {"": where}} | placing | {"quantization_config": quantized.settings_of(quantize, kind)}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         loaded: Any = auto.from_pretrained(
-            folder, dtype=kind, use_safetensors=True, output_loading_info=True, **size, **rounded, **options
+            folder, dtype=kind, use_safetensors=True, output_loading_info=True, **size, **placing, **options
         )
     except Exception as error:  # the readers of tokenizers and weights raise bare Exceptions too
         raise ModelError(
             f"model {name!r} cannot be loaded from {folder}: {said(error)}. {ways_on(name, folder)}."
         ) from error
     model, report = loaded
+    _check_placed(name, model)
     if quantize is not None:
         quantized.prepare(model)
     _check_finite(name, folder, model)
@@ -104,7 +108,7 @@ def load(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     if labels is not None:
         model.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token before the padding
-    return LoadedModel((model if rounded else model.to(where)).eval(), tokenizer)
+    return LoadedModel((model if placing else model.to(where)).eval(), tokenizer)
 
 
 def load_encoder(name: str, *, device: str = "auto") -> LoadedModel:
@@ -153,6 +157,22 @@ def save(loaded: LoadedModel, folder: Path) -> None:
         raise ModelError(f"the model cannot be written to {folder}: {said(error)}") from error
 
 
+def over_gpus() -> dict[str, object]:
+    """What transformers is to be told for a model to be spread over the GPUs, and nowhere else. Raises ModelError."""
+    if (count := torch.cuda.device_count()) < 2:
+        raise ModelError(f"device 'split' is for several GPUs, and here are {count}; `auto` picks one device")
+    return {"device_map": "auto", "max_memory": {i: torch.cuda.mem_get_info(i)[0] for i in range(count)}}
+
+
+def _check_placed(name: str, model: PreTrainedModel) -> None:
+    """Refuse weights that have found no room."""
+    if away := [key for key, weight in model.named_parameters() if weight.device.type == "meta"]:
+        raise ModelError(
+            f"model {name!r} is larger than the devices' memory, and {listed(away, 3)} would be fetched anew for each "
+            "pass. Round its weights (--quantize 8bit or 4bit), or take more devices"
+        )
+
+
 def _check_finite(name: str, folder: Path, model: PreTrainedModel) -> None:
     """Refuse weights with which nothing can be computed; a damaged file often has some."""
     each = ((key, part) for key, weight in model.named_parameters() for _, part in quantized.parts(key, weight))
@@ -164,7 +184,10 @@ def _check_finite(name: str, folder: Path, model: PreTrainedModel) -> None:
 
 
 def pick_device(device: str) -> torch.device:
-    """``auto`` is CUDA, else Apple's MPS, else the CPU; anything else is tried and refused with torch's reason."""
+    """``auto`` is CUDA, else Apple's MPS, else the CPU; ``split`` begins on the first GPU; anything else is tried and
+    refused with torch's reason."""
+    if device == SPLIT:
+        return torch.device("cuda:0")
     if device == "auto":
         cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")

@@ -22,7 +22,7 @@ Case = Annotated[str | None, typer.Option("--case", help="Case id of the edit; n
 ModelName = Annotated[
     str | None, typer.Option("--model", help="Where the model is now; else where it was when it was edited.")
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps; split: over all GPUs.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="Of the base model: auto, float32, bfloat16.")]
 Quantize = Annotated[
     str | None,

@@ -84,6 +84,7 @@ def editor(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str | None = None,
     **overrides: object,
 ) -> Editor:
     """An editor, ready to edit.
@@ -94,8 +95,9 @@ def editor(
         model: a name to load (hub id, folder, GGUF file, short name) in place of the preset's, or a model.
         tokenizer: of a model that is given as an object.
         seed: same seed, same machine: same numbers.
-        device: auto, cpu, cuda, cuda:1, mps; of a model that is loaded.
+        device: auto, cpu, cuda, cuda:1, mps, split (over all GPUs); of a model that is loaded.
         dtype: of the base model: auto, float32, bfloat16.
+        quantize: of the base model: 8bit or 4bit; None: its weights stay whole.
         **overrides: hyper-parameters in place of the preset's.
 
     Returns:
@@ -112,7 +114,7 @@ def editor(
     named = {"model": model} if isinstance(model, str) else {}
     hparams = settings(name, preset, overrides | named)
     if model is None or isinstance(model, str):
-        loaded = load_model(hparams.model, device=device, dtype=dtype)
+        loaded = load_model(hparams.model, device=device, dtype=dtype, quantize=quantize)
         model, tokenizer = loaded.model, loaded.tokenizer
     if tokenizer is None:
         raise ValueError("a model that is given as an object needs its tokenizer: editor(..., model=m, tokenizer=t)")

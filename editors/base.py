@@ -24,6 +24,7 @@ from ..data.messages import listed
 from ..engine.method import Method, Trained
 from ..engine.model.hooks import attachable, check_free
 from ..engine.model.passes import rows_counted
+from ..engine.model.quantized import quantization_of
 from ..engine.model.sharing import owned
 from ..engine.outcome import Outcome
 from ..engine.patches.patch import Patch, WeightPatch
@@ -515,7 +516,7 @@ class Edits:
             The copy; the model itself stays as it is.
 
         Raises:
-            EditsError: the edit is no change of weights.
+            EditsError: the edit is no change of weights, or the weights are quantized.
             ValueError: the edit failed.
             RuntimeError: edits are attached to the model.
 
@@ -525,6 +526,11 @@ class Edits:
         i = self.index(edit)
         if not isinstance(self.patch, WeightPatch):
             raise EditsError(f"{self.editor.name()} is no change of weights and cannot be merged; use `edits.on(...)`")
+        if kind := quantization_of(self.editor.model):
+            raise EditsError(
+                f"the model's weights are quantized ({kind}), in which an edit would be lost by rounding; use "
+                "`edits.on(...)`, or export it as an adapter (`loredit export`)"
+            )
         if error := self.outcomes[i].error:
             raise ValueError(f"edit {edit!r} failed and changes nothing: {error}")
         check_free(self.editor.model, "merge")  # the copy would have the hooks too, and no one to take them off
@@ -616,6 +622,7 @@ def manifest_of(edits: Edits) -> Manifest:
         seed=editor.seed,
         base_model=editor.model_identity,
         dtype=editor.model_dtype,
+        quantize=quantization_of(editor.model),
         facts=edits.facts,
         outcomes=edits.outcomes,
     )

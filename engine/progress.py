@@ -30,12 +30,12 @@ see it, in a terminal or a notebook (None)."""
 
 
 @contextmanager
-def shown(progress: Shown) -> Iterator[Progress]:
-    """What is to be told of progress, while open."""
+def shown(progress: Shown, unit: str = "edit") -> Iterator[Progress]:
+    """What is to be told of progress, while open; ``unit`` is what a bar counts."""
     if callable(progress):
         yield progress
     elif progress or (progress is None and _is_watched()):
-        bar = Bar()
+        bar = Bar(unit)
         try:
             yield bar
         finally:
@@ -49,16 +49,17 @@ def _is_watched() -> bool:
 
 
 class Bar:
-    """A progress bar that counts edits, with a rate; it appears when it is first told something."""
+    """A progress bar that counts edits or the like, with a rate; it appears when it is first told something."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str) -> None:
         self._bar: tqdm | None = None
+        self._unit = unit
 
     def __call__(self, phase: Phase, share: float, edits: int) -> None:
         done = share * edits
         if self._bar is None:  # what an earlier session did counts as done, but not in the rate
             layout = "{desc:<18} {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
-            self._bar = tqdm(total=edits, initial=done, unit="edit", bar_format=layout)
+            self._bar = tqdm(total=edits, initial=done, unit=self._unit, bar_format=layout)
         self._bar.set_description_str(phase.value, refresh=False)
         self._bar.update(done - self._bar.n)
 

@@ -36,6 +36,7 @@ from ..editors import Editor, Edits, load, settings
 from ..engine.devices import Budget
 from ..engine.files import locked, replacing
 from ..engine.model.loading import LoadedModel
+from ..engine.model.quantized import quantization_of
 from ..engine.progress import Phase, Progress, Shown, shown
 from ..engine.storage.manifest import MANIFEST
 from .folder import RUN, RunError, append, open_folder, read, versions
@@ -120,6 +121,7 @@ def run(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str | None = None,
     edits_at_once: int | None = None,
     measures: Collection[Measure] = (),
     fluency: bool = True,
@@ -150,8 +152,9 @@ def run(
         offset: skip this many facts first.
         skip_bad: leave faulty records out, and list them in the result.
         seed: same seed, same machine: same numbers.
-        device: auto, cpu, cuda, cuda:1, mps.
+        device: auto, cpu, cuda, cuda:1, mps, split (over all GPUs).
         dtype: of the base model: auto, float32, bfloat16.
+        quantize: of the base model: 8bit or 4bit; None: its weights stay whole.
         edits_at_once: facts that are edited and scored together; None: as many as the device has use for and memory
             allows.
         measures: what is scored beside ``token_em``.
@@ -199,6 +202,7 @@ def run(
                 "an editor that is given as an object stays in its process; give workers its name and preset"
             )
         hparams, seed, name = editor.hparams, editor.seed, editor.name()
+        quantize = quantization_of(editor.model)
     else:
         if preset is None:
             raise RunError(f"an editor that is given by name needs a preset: run({editor!r}, 'smollm2')")
@@ -210,6 +214,7 @@ def run(
         seed=seed,
         device=device,
         dtype=dtype,
+        quantize=quantize,
         trust_remote_code=trust_remote_code,
         edits_at_once=edits_at_once,
         measures=tuple(sorted(measures)),
@@ -246,11 +251,13 @@ def run(
             "fluency": fluency,
             "device": conditions.device,
             "dtype": conditions.dtype,
+            "quantize": quantize,
         }
         command = None
         if isinstance(editor, str) and preset is not None and facts is None:
             given = {**(overrides or {}), **({"model": model} if model else {})}
-            command = _command(editor, preset, given, record, perplexity_text, limit)
+            where = {"device": conditions.device if device == "auto" else device}
+            command = _command(editor, preset, given, record | where, perplexity_text, limit)
         if output is not None:
             stack.enter_context(locked(Path(output)))
         folder = open_folder(record, Path(output) if output else None, name, resume, command)
@@ -314,6 +321,8 @@ def _command(
     if not record["fluency"]:
         options += ["--no-fluency"]
     options += ["--seed", str(record["seed"]), "--device", record["device"], "--dtype", record["dtype"]]
+    if record["quantize"]:
+        options += ["--quantize", record["quantize"]]
     return shlex.join(options)
 
 

@@ -92,6 +92,11 @@ class Found:
     """Of them all, also of earlier sessions."""
 
     @property
+    def shown(self) -> list[Tried]:
+        """The front, and below it the preset where another trial has beaten it."""
+        return self.front if self.preset in self.front else [*self.front, self.preset]
+
+    @property
     def knee(self) -> Tried:
         """The trial of the front that is nearest to 100 in both, of those that learn hardly less than the others."""
         most = max(tried.edit_success for tried in self.front)
@@ -186,14 +191,21 @@ def written(found: Found, editor: Editor, path: Path, said: Mapping[str, str]) -
         f"# python run_edit.py --editor {editor.name()} --hparams {path.name}",
         "#",
         *(f"# {key}: {value}" for key, value in said.items()),
-        f"# The knee of {found.trials} trials (edit success, generalization, locality):",
-        *(f"#   {_numbers(tried)}{'  <- this one' if tried == found.knee else ''}" for tried in found.front),
-        f"#   {_numbers(found.preset)}  the values that the search began with",
+        "# The front, and the values that it began with (edit success, generalization, locality):",
+        *(f"#   {_numbers(tried)}  {_told(tried, found)}" for tried in found.shown),
     ]
     with replacing(path) as file:
         file.write_text(
             "\n".join(lines) + "\n" + yaml.safe_dump(values, sort_keys=False, default_flow_style=None), encoding="utf-8"
         )
+
+
+def _told(tried: Tried, found: Found) -> str:
+    """What a line of numbers is of; whoever wants another compromise than the knee finds its values there."""
+    if tried == found.knee:
+        return "<- this one"
+    values = ", ".join(f"{key}: {value}" for key, value in tried.values.items())
+    return f"the values that the search began with ({values})" if tried == found.preset else values
 
 
 def _numbers(tried: Tried) -> str:

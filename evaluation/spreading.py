@@ -25,15 +25,19 @@ from typing import Any, Generic, TypeVar, final
 
 import torch
 
+from ..engine.model.loading import without_bars
 from .folder import RunError
 from .work import Conditions, Spec, conditions, edit_and_score
 
 PATIENCE = 60.0
 """Seconds that any piece may take before its worker is held to hang."""
 
-# A piece may take so many times as long as the longest so far; twice as many each time that this was too short.
+# As long as none is finished nobody knows what is long.
+_FIRST = 3600.0
+# A piece may take so many times as long as the longest so far, or as loading the model; twice as many each time that
+# this was too short.
 _LONGER = 10
-# A piece whose workers die so often is what kills them.
+# A piece whose workers die so often is what kills them. One that hangs may only wait for its turn on a busy cluster.
 _DEATHS = 5
 # How often we look whether workers were added, lost, or hang.
 _SECONDS = 1.0
@@ -51,6 +55,8 @@ class Piece(Generic[_T]):
     """What it is called in messages."""
     work: Callable[..., _T]
     arguments: tuple[object, ...]
+    least: float = 0.0
+    """Seconds that it may take in any case, where others of its kind say little about it."""
 
 
 class LostWorkerError(Exception):
@@ -67,6 +73,9 @@ class _Running:
 
 class Workers(ABC):
     """Processes that edit and score facts, used in a ``with`` block."""
+
+    _loading = 0.0
+    """Seconds that a worker has taken to load the model; others have to, too."""
 
     @final
     def __enter__(self: _W) -> _W:
@@ -101,15 +110,22 @@ class Workers(ABC):
     @final
     def conditions(self, spec: Spec) -> Conditions:
         """The conditions that the first worker finds; the others have to find the same. Raises ValueError."""
-        for _ in range(_DEATHS):
+        for tried in range(_DEATHS):
+            begun, limit = time.monotonic(), _FIRST * 2**tried
             future = self.submit(conditions, spec)
+            if not wait([future], limit).done:
+                self.drop(future)
+                _log.warning("a worker has been loading the model for %.0f s; another one does it", limit)
+                continue
             try:
-                wait([future])
-                return self.fetch(future)
+                found = self.fetch(future)
             except LostWorkerError as lost:
                 _log.warning("%s; going on with another worker", lost)
+            else:
+                self._loading = time.monotonic() - begun
+                return found
         raise RunError(
-            f"{_DEATHS} workers died while they loaded the model {spec.hparams['model']!r}; is it too large?"
+            f"{_DEATHS} workers died or hung while they loaded the model {spec.hparams['model']!r}; is it too large?"
         )
 
     @final
@@ -123,6 +139,11 @@ class Workers(ABC):
         running: dict[Future[_T], _Running] = {}
         deaths, late = [0] * len(pieces), [0] * len(pieces)
         longest: float | None = None
+
+        def limit(i: int) -> float:
+            usual = _FIRST if longest is None else _LONGER * longest
+            return max(PATIENCE, pieces[i].least, _LONGER * self._loading, usual) * 2 ** late[i]
+
         while waiting or running:
             while waiting and self.free(len(running)) > 0:
                 i = waiting.popleft()
@@ -146,15 +167,20 @@ class Workers(ABC):
                 else:
                     longest = max(longest or 0.0, time.monotonic() - begun)
                     yield i, result
-            if longest is None:
-                continue  # who could say what is long?
             for future, job in list(running.items()):
-                if time.monotonic() - job.begun > max(PATIENCE, _LONGER * longest) * 2 ** late[job.piece]:
-                    _log.warning("a worker hangs with %s; another one does it", pieces[job.piece].name)
-                    del running[future]
-                    self.drop(future)
-                    late[job.piece] += 1
-                    waiting.append(job.piece)
+                i, seconds = job.piece, time.monotonic() - job.begun
+                if future.done() or seconds <= limit(i):
+                    continue
+                del running[future]
+                self.drop(future)
+                late[i] += 1
+                _log.warning(
+                    "a worker hangs: it has had %s for %.0f s%s; another one does it",
+                    pieces[i].name,
+                    seconds,
+                    "" if longest is None else f", and the longest so far took {longest:.0f} s",
+                )
+                waiting.append(i)
 
 
 class Processes(Workers):
@@ -236,6 +262,7 @@ class _Process:
 
 def _serve(pipe: Connection, threads: int) -> None:
     torch.set_num_threads(threads)
+    without_bars()  # of loading weights; what of all of them is finished is the driver's to show
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a terminal's Ctrl-C is to end is told to the driver alone
     Thread(target=_end_with_driver, daemon=True).start()
     while True:

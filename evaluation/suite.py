@@ -79,6 +79,7 @@ def bench(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str | None = None,
     progress: Shown = None,
 ) -> Iterator[SetResult]:
     """Edit and score the facts of each set, each fact on its own; a set that is finished is not run again.
@@ -95,6 +96,7 @@ def bench(
         seed: as of a run.
         device: as of a run.
         dtype: as of a run.
+        quantize: as of a run.
         progress: told how far each run is; a bar if not given, False for none.
 
     Yields:
@@ -120,6 +122,7 @@ def bench(
             seed=seed,
             device=device,
             dtype=dtype,
+            quantize=quantize,
             measures=("generation", "probabilities"),
             fluency=False,
             output=own,

@@ -22,6 +22,7 @@ from .. import data as facts_of
 from ..data import LoadedFacts
 from ..editors import settings
 from ..engine.files import locked, replacing
+from ..engine.model.quantized import Kind
 from ..engine.progress import Phase, Shown, shown
 from ..hparams import validated
 from .folder import RunError
@@ -32,6 +33,9 @@ from .runs import SUMMARY, EditMode, run
 from .scoring import Measure
 from .spreading import Piece, Workers
 from .work import kept_for
+
+# A run may take so many seconds however short others are before its worker is held to hang.
+_DAY = 86400.0
 
 SWEEP, FIGURE, COMPARISON = "sweep.json", "sweep.png", "compare.html"
 
@@ -53,8 +57,9 @@ class Request(BaseModel):
     seed: int = Field(0, description="Same seed, same numbers")
     measures: list[Measure] = Field([], description="generation, probabilities: what is scored beside token_em")
     fluency: bool = Field(True, description="Sample a text for each fact")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, split")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Of the base model")
+    quantize: Kind | None = Field(None, description="What the base model's weights are rounded to")
     edits_at_once: int | None = Field(None, ge=1, description="Facts edited and scored together")
 
 
@@ -130,10 +135,12 @@ def sweep(path: str | Path, folder: Path, workers: Workers, *, resume: bool = Fa
         _begin(folder, requests, resume)
         left = [name for name in requests if not (folder / name / SUMMARY).exists()]
         pieces = [
-            Piece(f"the run {name}", whole, (_anywhere(requests[name]), loaded[requests[name].data])) for name in left
+            Piece(f"the run {name}", whole, (_anywhere(requests[name]), loaded[requests[name].data]), least=_DAY)
+            for name in left
         ]
         done = len(requests) - len(left)
-        with shown(progress) as tell:
+        with shown(progress, "run") as tell:
+            tell(Phase.FINISHED, done / len(requests), len(requests))
             for i, files in workers.results(pieces):
                 _keep(folder / left[i], files)
                 done += 1

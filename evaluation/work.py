@@ -76,6 +76,7 @@ class Spec(_Told):
     seed: int
     device: str
     dtype: str
+    quantize: str | None = None
     trust_remote_code: bool = False
     edits_at_once: int | None = None
     measures: tuple[Measure, ...] = ()
@@ -178,8 +179,13 @@ def bound(spec: Spec, loaded: LoadedModel) -> Editor:
 
 def loaded_for(spec: Spec) -> LoadedModel:
     """The model that a spec names."""
-    name, code = spec.hparams["model"], spec.trust_remote_code
-    return load_model(name, device=spec.device, dtype=spec.dtype, trust_remote_code=code)
+    return load_model(
+        spec.hparams["model"],
+        device=spec.device,
+        dtype=spec.dtype,
+        quantize=spec.quantize,
+        trust_remote_code=spec.trust_remote_code,
+    )
 
 
 def anywhere(hparams: Hparams) -> dict[str, Any]:
@@ -192,7 +198,7 @@ def anywhere(hparams: Hparams) -> dict[str, Any]:
 
 
 # What a worker's editor depends on. It keeps the last one, and its model: the next facts are mostly of the same run.
-_EDITOR = {"editor", "hparams", "seed", "device", "dtype", "trust_remote_code", "conditions"}
+_EDITOR = {"editor", "hparams", "seed", "device", "dtype", "quantize", "trust_remote_code", "conditions"}
 
 
 def _kept(spec: Spec) -> Editor:
@@ -208,9 +214,9 @@ def _kept_editor(told: str) -> Editor:
 
 def kept_for(spec: Spec) -> LoadedModel:
     """:func:`loaded_for`, by a process that will be asked for the same model again: it is taken to stay as it is."""
-    return _kept_model(spec.hparams["model"], spec.device, spec.dtype, spec.trust_remote_code)
+    return _kept_model(spec.hparams["model"], spec.device, spec.dtype, spec.quantize, spec.trust_remote_code)
 
 
 @lru_cache(maxsize=1)
-def _kept_model(name: str, device: str, dtype: str, trust_remote_code: bool) -> LoadedModel:
-    return load_model(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+def _kept_model(name: str, device: str, dtype: str, quantize: str | None, trust_remote_code: bool) -> LoadedModel:
+    return load_model(name, device=device, dtype=dtype, quantize=quantize, trust_remote_code=trust_remote_code)

@@ -79,8 +79,9 @@ class Session:
         folder: what ``loredit apply`` wrote, or a store.
         case: the case id of the one edit that is to be used.
         model: where the model is now; else where it was when it was edited.
-        device: auto, cpu, cuda, cuda:1, mps.
+        device: auto, cpu, cuda, cuda:1, mps, split (over all GPUs).
         encoder: what prompts are embedded with, in place of what the folder names (:class:`EditStore`).
+        quantize: 8bit or 4bit, of a model whose folder holds no edits yet; else as it was when it was edited.
         grows: edits can be added and undone (:meth:`keep`, :meth:`undo`). The folder may hold none yet, and then
             ``model`` has to be named. To be called with the folder locked.
 
@@ -96,13 +97,14 @@ class Session:
         model: str | None = None,
         device: str = "auto",
         encoder: str | None = None,
+        quantize: str | None = None,
         grows: bool = False,
     ) -> None:
         self.folder = folder
         self._store: EditStore | None = None
         self._edits: Edits | None = None
         if grows and model is not None and not (folder / MANIFEST).exists():
-            loaded, self.name = load_model(model, device=device), model
+            loaded, self.name = load_model(model, device=device, quantize=quantize), model
             self._store = EditStore(loaded.model, loaded.tokenizer, encoder=encoder or DEFAULT)
         else:
             manifest = read_manifest(folder)
@@ -278,9 +280,9 @@ def _asked(fact: Fact) -> str:
 
 
 def loaded_for(folder: Path, model: str | None, device: str) -> LoadedModel:
-    """The model that a folder's edits are of, in the dtype that they were trained in."""
+    """The model that a folder's edits are of, in the dtype that they were trained in, quantized as it was then."""
     manifest = read_manifest(folder)
-    return load_model(model or manifest.model, device=device, dtype=manifest.dtype)
+    return load_model(model or manifest.model, device=device, dtype=manifest.dtype, quantize=manifest.quantize)
 
 
 def chosen(edits: Edits, case: str | None) -> int:

@@ -95,7 +95,8 @@ class Decoder:
     def keep(self, places: Sequence[int]) -> None:
         """Let the rows at all other places go."""
         index = torch.tensor(places, dtype=torch.long, device=self._model.device)
-        self._cache.batch_select_indices(index)
+        for layer in self._cache.layers:  # each on its own device
+            layer.batch_select_indices(index.to(layer.keys.device))  # type: ignore[union-attr]
         self._mask, self.rows = self._mask[index], [self.rows[place] for place in places]
 
     @torch.no_grad()

@@ -14,6 +14,9 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
+from .quantized import parts, quantization_of
+from .sources import ModelError
+
 # Config keys that say what is computed, by all names that families have for them. A key that is missing counts as None,
 # and keys that are not here count for nothing, so that a default that transformers adds changes no identity.
 _ARCHITECTURE = (
@@ -41,7 +44,7 @@ _KNOWN = {"2:": _ARCHITECTURE, "3:": (*_ARCHITECTURE, *_LATER)}
 def identity_of(model: PreTrainedModel) -> str:
     """The identity of a model in memory: its weights with their names and dtypes, and its architecture.
 
-    It changes with the dtype that a model is loaded in, since the weights do.
+    It changes with the dtype that a model is loaded in, and with what it is quantized to, since the weights do.
     """
     return _by_rule("2:" if _architecture(model, "2:") == _architecture(model, "3:") else "3:", model)
 
@@ -64,6 +67,8 @@ def _architecture(model: PreTrainedModel, rule: str) -> dict[str, object]:
     rope = config["rope_parameters"] if isinstance(config.get("rope_parameters"), dict) else {}
     known = _KNOWN[rule]
     used = {key: value for key in known if (value := rope.get(key, config.get(key))) is not None}
+    if quantized := quantization_of(model):
+        used["quantized"] = quantized
     if rule == "2:":
         return used
     # Some families have other positions for some kinds of layers.
@@ -83,6 +88,10 @@ def _by_rule_1(model: PreTrainedModel) -> str:
 
 
 def _add_tensors(add: Callable[[bytes | memoryview], None], named: list[tuple[str, torch.Tensor]]) -> None:
-    for name, tensor in named:
+    for name, tensor in (part for weight in named for part in parts(*weight)):
+        if tensor.device.type == "meta":
+            raise ModelError(
+                f"{name} is on no device but offloaded, so nothing can be edited; load the model on devices"
+            )
         add(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         add(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

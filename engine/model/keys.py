@@ -120,8 +120,8 @@ def gradients_at(
             loss = batch.table(nll).sum(1) / batch.table.counts
             asked = torch.autograd.grad(loss.sum(), [y for _, y in tape])
             at = batch.at[0] * batch.ids.shape[1] + batch.at[1]
-            inputs.append([x.flatten(0, -2)[at] for x, _ in tape])
-            gradients.append([g.flatten(0, -2)[at] for g in asked])
+            inputs.append([_rows(x, at) for x, _ in tape])
+            gradients.append([_rows(g, at) for g in asked])
             owners.append(torch.tensor(part, device=model.device)[batch.at[0]])
             losses.append(loss.detach())
     owner = torch.cat(owners)
@@ -132,3 +132,8 @@ def gradients_at(
         [torch.cat(same)[back] for same in zip(*inputs, strict=True)],
         [torch.cat(same)[back] for same in zip(*gradients, strict=True)],
     )
+
+
+def _rows(t: Tensor, at: Tensor) -> Tensor:
+    """(..., width) of a site, on whichever device -> those at ``at``, on its own."""
+    return t.flatten(0, -2)[at.to(t.device)].to(at.device)

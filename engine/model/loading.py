@@ -15,8 +15,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from ...data.messages import listed
+from . import quantized
 from .sites import head
 from .sources import ModelError, check, folder_of, said, ways_on
 
@@ -28,6 +30,9 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
+
+SPLIT = "split"
+"""The device that is all GPUs."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -42,6 +47,7 @@ def load(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str | None = None,
     trust_remote_code: bool = False,
     labels: int | None = None,
 ) -> LoadedModel:
@@ -49,8 +55,10 @@ def load(
 
     Args:
         name: short name, .gguf file, local folder or hub id.
-        device: ``auto`` (see ``pick_device``) or a torch device.
+        device: ``auto`` (see ``pick_device``), a torch device, or ``split``: block by block over all GPUs.
         dtype: ``auto`` (see ``pick_dtype``) or one of ``DTYPES``.
+        quantize: 8bit or 4bit: what the weights of linear maps are rounded to, but for the output layer's
+            (``quantized.py``); None: they stay whole.
         trust_remote_code: run Python code that comes with the model.
         labels: None for a causal LM, else the outputs of a sequence-classification head, which is random where the
             model has none.
@@ -72,16 +80,23 @@ def load(
     options: dict[str, bool] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     auto = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
     size = {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}  # of another task's head
+    placing: dict[str, object] = over_gpus() if device == SPLIT else {}
+    if quantize is not None:
+        # Weight by weight, and where they are to be: the whole ones need not fit there.
+        placing = {"device_map": {"": where}} | placing | {"quantization_config": quantized.settings_of(quantize, kind)}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         loaded: Any = auto.from_pretrained(
-            folder, dtype=kind, use_safetensors=True, output_loading_info=True, **size, **options
+            folder, dtype=kind, use_safetensors=True, output_loading_info=True, **size, **placing, **options
         )
     except Exception as error:  # the readers of tokenizers and weights raise bare Exceptions too
         raise ModelError(
             f"model {name!r} cannot be loaded from {folder}: {said(error)}. {ways_on(name, folder)}."
         ) from error
     model, report = loaded
+    _check_placed(name, model)
+    if quantize is not None:
+        quantized.prepare(model)
     _check_finite(name, folder, model)
     fresh = () if labels is None else tuple(f"{site.name}." for site in head(model))
     random = {*report["missing_keys"], *(key for key, _, _ in report["mismatched_keys"])}
@@ -93,7 +108,7 @@ def load(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     if labels is not None:
         model.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token before the padding
-    return LoadedModel(model.to(where).eval(), tokenizer)
+    return LoadedModel((model if placing else model.to(where)).eval(), tokenizer)
 
 
 def load_encoder(name: str, *, device: str = "auto") -> LoadedModel:
@@ -128,6 +143,11 @@ def load_encoder(name: str, *, device: str = "auto") -> LoadedModel:
     return LoadedModel(model.to(where).eval(), tokenizer)
 
 
+def without_bars() -> None:
+    """Have this process show none of transformers' bars."""
+    disable_progress_bar()
+
+
 def save(loaded: LoadedModel, folder: Path) -> None:
     """Write a model and its tokenizer as :func:`load` reads them. Raises ModelError where the disk does not take it."""
     try:
@@ -137,9 +157,26 @@ def save(loaded: LoadedModel, folder: Path) -> None:
         raise ModelError(f"the model cannot be written to {folder}: {said(error)}") from error
 
 
+def over_gpus() -> dict[str, object]:
+    """What transformers is to be told for a model to be spread over the GPUs, and nowhere else. Raises ModelError."""
+    if (count := torch.cuda.device_count()) < 2:
+        raise ModelError(f"device 'split' is for several GPUs, and here are {count}; `auto` picks one device")
+    return {"device_map": "auto", "max_memory": {i: torch.cuda.mem_get_info(i)[0] for i in range(count)}}
+
+
+def _check_placed(name: str, model: PreTrainedModel) -> None:
+    """Refuse weights that have found no room."""
+    if away := [key for key, weight in model.named_parameters() if weight.device.type == "meta"]:
+        raise ModelError(
+            f"model {name!r} is larger than the devices' memory, and {listed(away, 3)} would be fetched anew for each "
+            "pass. Round its weights (--quantize 8bit or 4bit), or take more devices"
+        )
+
+
 def _check_finite(name: str, folder: Path, model: PreTrainedModel) -> None:
     """Refuse weights with which nothing can be computed; a damaged file often has some."""
-    if sick := [key for key, weight in model.named_parameters() if not bool(weight.isfinite().all())]:
+    each = ((key, part) for key, weight in model.named_parameters() for _, part in quantized.parts(key, weight))
+    if sick := [key for key, part in each if not bool(part.isfinite().all())]:
         raise ModelError(
             f"model {name!r} has weights that are NaN or infinite in {folder}: {listed(sick, 5)}. "
             f"{ways_on(name, folder)}."
@@ -147,7 +184,10 @@ def _check_finite(name: str, folder: Path, model: PreTrainedModel) -> None:
 
 
 def pick_device(device: str) -> torch.device:
-    """``auto`` is CUDA, else Apple's MPS, else the CPU; anything else is tried and refused with torch's reason."""
+    """``auto`` is CUDA, else Apple's MPS, else the CPU; ``split`` begins on the first GPU; anything else is tried and
+    refused with torch's reason."""
+    if device == SPLIT:
+        return torch.device("cuda:0")
     if device == "auto":
         cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")

@@ -57,7 +57,11 @@ def head_sees(model: PreTrainedModel, select: Callable[[Tensor], Tensor]) -> Ite
 
 def logits_at(model: PreTrainedModel, ids: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:
     """(R, T) ids, N predictions (row, position) -> (N, V) logits."""
-    with _last_maps_at(model, at[0] * ids.shape[1] + at[1]), head_sees(model, lambda hidden: hidden[at].unsqueeze(0)):
+
+    def wanted(hidden: Tensor) -> Tensor:
+        return hidden[at[0].to(hidden.device), at[1].to(hidden.device)].unsqueeze(0)
+
+    with _last_maps_at(model, at[0] * ids.shape[1] + at[1]), head_sees(model, wanted):
         return model(input_ids=ids, use_cache=False).logits.squeeze(0)
 
 
@@ -68,8 +72,9 @@ def _last_maps_at(model: PreTrainedModel, at: Tensor) -> Iterator[None]:
 
     def at_places(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def mapped(x: Tensor) -> Tensor:
-            y = forward(x.flatten(0, -2).index_select(0, at))
-            return y.new_zeros(x[..., 0].numel(), y.shape[-1]).index_copy_(0, at, y).view(*x.shape[:-1], -1)
+            here = at.to(x.device)
+            y = forward(x.flatten(0, -2).index_select(0, here))
+            return y.new_zeros(x[..., 0].numel(), y.shape[-1]).index_copy_(0, here, y).view(*x.shape[:-1], -1)
 
         return mapped
 
@@ -149,7 +154,7 @@ def seen(
     found: dict[int, Tensor] = {}
 
     def note(i: int, value: Tensor) -> None:
-        found[i] = value.reshape(*ids.shape, -1)  # OPT's MLP has rows and tokens in one axis
+        found[i] = value.reshape(*ids.shape, -1).to(ids.device)  # OPT's MLP has rows and tokens in one axis
         if len(found) == len(inputs) + len(outputs):
             raise _Reached
 

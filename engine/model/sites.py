@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ...data.messages import listed
+from .quantized import is_quantized, plain
 
 # Where the blocks of a family are, and what each role is called inside a block. Keys are transformers' `model_type`.
 # A role that a family does not have (a gate in GPT-2) is absent; "qkv" is all three, whether fused or not.
@@ -259,24 +260,27 @@ def roles(model: nn.Module) -> list[str]:
 
 def weight_shape(module: nn.Module) -> tuple[int, int]:
     """(O, I) of a linear map. GPT-2's Conv1D keeps its weight as (I, O)."""
-    shape = tuple(module.weight.shape)  # type: ignore[arg-type]
-    return shape[::-1] if transposed(module) else shape
+    if transposed(module):
+        inputs, outputs = module.weight.shape  # type: ignore[misc]
+        return outputs, inputs
+    return module.out_features, module.in_features  # type: ignore[return-value]
 
 
 def weight_norm(module: nn.Module) -> float:
     """Frobenius norm of a linear map's weight."""
-    return float(module.weight.detach().norm())  # type: ignore[operator]
+    return float(plain(module.weight).detach().norm())  # type: ignore[arg-type]
 
 
 def transposed(module: nn.Module) -> bool:
     """Does this module hold its weight as (I, O)? Here alone Conv1D and Linear are told apart.
 
-    Raises SiteError for any other kind of map (quantized, cut over devices): its weight is no plain matrix.
+    Raises SiteError for any other kind of map (quantized otherwise than here, cut over devices).
     """
-    if isinstance(module, (nn.Linear, Conv1D)):
+    if isinstance(module, (nn.Linear, Conv1D)) and (module.weight.is_floating_point() or is_quantized(module.weight)):
         return isinstance(module, Conv1D)
     raise SiteError(
-        f"a {type(module).__name__} is no linear map with a plain weight, and cannot be edited; load it unquantized"
+        f"a {type(module).__name__} is no linear map with a plain weight, and cannot be edited; load it unquantized, "
+        "or quantized by loredit itself (--quantize)"
     )
 
 

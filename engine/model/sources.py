@@ -177,6 +177,8 @@ def _config_faults(folder: Path) -> list[str]:
     faults = []
     if config.get("transformers_weights") is not None:
         faults.append("config.json names weights of its own (transformers_weights), which may be pickles; take it out")
+    if config.get("quantization_config") is not None:
+        faults.append("its weights are quantized already; take the model as it was, and --quantize 8bit or 4bit")
     for key in _DEPTHS:
         depth = config.get(key)
         if isinstance(depth, int) and not 0 < depth <= MOST_BLOCKS:

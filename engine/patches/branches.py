@@ -139,10 +139,11 @@ class SitePatch(Patch, Generic[B]):
 
         def hook(i: int, branch: Branch) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
             def changed(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-                # Some models flatten rows and tokens into one axis before a linear map (OPT's MLP).
-                x, y = (t.reshape(len(rows), -1, t.shape[-1]) for t in (args[0], output))
+                # Some models flatten rows and tokens into one axis before a linear map (OPT's MLP). A site may be on
+                # another device than the edits.
+                x, y = (t.reshape(len(rows), -1, t.shape[-1]).to(rows.device) for t in (args[0], output))
                 new = branch(self.seen(i, x, rows), y, rows)
-                return (new if edited is None else torch.where(edited, new, y)).view(output.shape)
+                return (new if edited is None else torch.where(edited, new, y)).view(output.shape).to(output.device)
 
             return changed
 

@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ..model.encoding import padded
 from ..model.hooks import after, before
 from ..model.passes import frozen
+from ..model.sites import blocks
 
 
 @contextmanager
@@ -33,6 +34,7 @@ def prepended(model: PreTrainedModel, kv: Iterable[Iterable[Tensor]], seen: Tens
             (R, T).
     """
     length = seen.shape[1]
+    devices = [next(block.parameters()).device for block in blocks(model)]
     uncached: list[DynamicCache] = []  # of the call that runs, where it is not to give a cache back
 
     def prepend(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -56,7 +58,7 @@ def prepended(model: PreTrainedModel, kv: Iterable[Iterable[Tensor]], seen: Tens
         past = cache.get_seq_length()
         if not past:  # a new text; else the prefix is already there
             for layer, both in enumerate(kv):
-                keys, values = (t.to(model.dtype).expand(len(ids), -1, -1, -1) for t in both)
+                keys, values = (t.to(devices[layer], model.dtype).expand(len(ids), -1, -1, -1) for t in both)
                 cache.update(keys, values, layer)
             past = length
         tokens = past - length + ids.shape[1]
@@ -116,7 +118,8 @@ class Behind:
 
     def rows(self, chosen: Tensor) -> Behind:
         """Some of them."""
-        return replace(self, seen=self.seen[chosen], kv=[(keys[chosen], values[chosen]) for keys, values in self.kv])
+        kv = [(keys[here], values[here]) for keys, values in self.kv for here in [chosen.to(keys.device)]]
+        return replace(self, seen=self.seen[chosen], kv=kv)
 
     def attached(self) -> AbstractContextManager[None]:
         """While open, row r of a batch is attended to behind beginning r."""
@@ -131,5 +134,5 @@ def keys_and_values(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
     cache = DynamicCache()
     with frozen(model):
         model(input_ids=torch.tensor([list(ids)], device=model.device), past_key_values=cache, use_cache=True)
-    kv = torch.stack([torch.cat([layer.keys, layer.values]) for layer in cache.layers])  # type: ignore[union-attr, list-item]
-    return kv.permute(3, 0, 1, 2, 4).cpu().to(torch.promote_types(torch.float32, model.dtype))
+    kv = torch.stack([torch.cat([layer.keys, layer.values]).cpu() for layer in cache.layers])  # type: ignore[union-attr, list-item]
+    return kv.permute(3, 0, 1, 2, 4).to(torch.promote_types(torch.float32, model.dtype))

@@ -43,7 +43,7 @@ class Rows:
         self.each = each
         self.keys: Tensor | None = None  # (R,) int32, set while training: what each row's dropout masks derive from
         self.dropped = False  # whether dropout was on in what they were computed with
-        self._device = device
+        self.device = device
         self._index: Tensor | None = None
         self._taken: dict[tuple[int, torch.dtype, bool], tuple[Tensor, Tensor]] = {}
 
@@ -57,20 +57,20 @@ class Rows:
     @property
     def edited(self) -> Tensor:
         """(R, 1, 1), true where the row has an edit."""
-        return torch.tensor([e >= 0 for e in self.edits], device=self._device).view(-1, 1, 1)
+        return torch.tensor([e >= 0 for e in self.edits], device=self.device).view(-1, 1, 1)
 
     @property
     def index(self) -> Tensor:
         """(R,), the edit of each row; an unedited row borrows edit 0, whose result is discarded."""
         if self._index is None:
-            self._index = torch.tensor([max(e, 0) for e in self.edits], device=self._device)
+            self._index = torch.tensor([max(e, 0) for e in self.edits], device=self.device)
         return self._index
 
     @property
     def within(self) -> Tensor:
         """(R,), which of its edit's rows each row is: 0, 1, ..."""
         counts: dict[int, count[int]] = defaultdict(count)
-        return torch.tensor([next(counts[e]) for e in self.edits], device=self._device)
+        return torch.tensor([next(counts[e]) for e in self.edits], device=self.device)
 
     def dropout(self, x: Tensor, p: float, salt: int) -> Tensor:
         """(R, T, I) with the share ``p`` of its numbers dropped while training; ``salt`` tells sites apart."""

@@ -24,6 +24,7 @@ from ...data.facts import Fact
 from ...data.messages import lines, listed
 from ..files import replacing, tidy
 from ..model.identity import is_identity_of
+from ..model.quantized import Kind, quantization_of
 from ..outcome import Outcome
 from ..patches.patch import Patch
 from .packed import Packed, Stored, dense, taken
@@ -54,6 +55,8 @@ class Manifest(BaseModel):
     base_model: str
     """Content hash of the config and the weights that the edits were trained on, in ``dtype``."""
     dtype: str
+    quantize: Kind | None = None
+    """What the weights were rounded to when the model was loaded."""
     weights: Annotated[str, Field(pattern=r"^edits-[0-9a-f]{64}\.safetensors$")] = _WEIGHTS.format("0" * 64)
     packed: dict[str, tuple[Size, ...]] = Field(default_factory=dict)
     """Shapes of the tensors that are stored as a mask and the numbers that are not zero."""
@@ -80,6 +83,11 @@ class Manifest(BaseModel):
     def model(self) -> str:
         """The name of the model that the edits were trained on."""
         return str(self.hparams.get("model"))
+
+    @property
+    def precision(self) -> str:
+        """What the model was loaded in, in words."""
+        return _precision(self.dtype, self.quantize)
 
     def edit_of(self, case_id: str) -> int:
         return edit_of(self.facts, case_id)
@@ -209,12 +217,17 @@ def check_model(folder: Path, manifest: Manifest, model: PreTrainedModel) -> Non
     """Refuse a model that the edits were not made for, with an EditsError."""
     if is_identity_of(manifest.base_model, model):
         return
-    dtype, name = str(model.dtype).removeprefix("torch."), model.config.name_or_path or model.name_or_path
-    hint = f" Load it in {manifest.dtype}, if it is the same one." if dtype != manifest.dtype else ""
+    precision = _precision(str(model.dtype).removeprefix("torch."), quantization_of(model))
+    name = model.config.name_or_path or model.name_or_path
+    hint = f" Load it in {manifest.precision}, if it is the same one." if precision != manifest.precision else ""
     raise EditsError(
-        f"the edits in {folder} were trained on another model: theirs is {manifest.model!r} in {manifest.dtype} "
-        f"(contents {manifest.base_model[:15]}...), this one is {name!r} in {dtype}.{hint}"
+        f"the edits in {folder} were trained on another model: theirs is {manifest.model!r} in {manifest.precision} "
+        f"(contents {manifest.base_model[:15]}...), this one is {name!r} in {precision}.{hint}"
     )
+
+
+def _precision(dtype: str, quantize: str | None) -> str:
+    return f"{dtype}, quantized to {quantize}" if quantize else dtype
 
 
 def patch_of(folder: Path, manifest: Manifest, frame: Patch) -> Patch:

@@ -9,6 +9,7 @@ from ..devices import Budget, free_memory
 from ..method import Method, Trainable
 from ..model.attention import trainable_attention
 from ..model.passes import frozen
+from ..model.quantized import parts
 from .lessons import Lesson
 from .loop import Work
 
@@ -35,7 +36,8 @@ def edits_that_fit(method: Method, lesson: Lesson) -> int:
 
 def bytes_in_training(method: Trainable, lesson: Lesson) -> int:
     """Peak bytes that one more edit costs: what its graph keeps for the backward pass, its logits and its state."""
-    own = {p.untyped_storage().data_ptr() for p in method.model.parameters()}
+    weights = (part for named in method.model.named_parameters() for _, part in parts(*named))
+    own = {part.untyped_storage().data_ptr() for part in weights}
     saved: dict[int, int] = {}
 
     def note(t: Tensor) -> Tensor:

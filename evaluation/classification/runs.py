@@ -37,7 +37,7 @@ from ..tuning import methods
 from ..tuning.examples import Prepared, Preparer, collated
 from ..tuning.methods import FULL, PROBE
 from ..tuning.side_by_side import SideBySide, fresh_head, parameters_of, set_head
-from ..tuning.training import Curves, scored, train_own, train_patches
+from ..tuning.training import Curves, check_device, scored, train_own, train_patches
 from . import figures, metrics
 
 TASKS: dict[str, Callable[..., TaskData]] = {
@@ -137,6 +137,7 @@ def run(
         >>> result = run("mrpc", "roselora", data="GLUE")  # doctest: +SKIP
         >>> result.metrics["splits"]["dev"]["accuracy"]["mean"]  # doctest: +SKIP
     """
+    check_device(device)
     changes = {**(overrides or {}), **({"model": model} if model else {})}
     settings = methods.settings(editor, "classification", hparams, changes)
     examples = _data(task, data, skip_bad)

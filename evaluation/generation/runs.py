@@ -47,7 +47,7 @@ from ..folder import RunError, append, open_folder, read
 from ..tuning import methods
 from ..tuning.methods import FULL, TOP2
 from ..tuning.side_by_side import parameters_of
-from ..tuning.training import train_own, train_patches
+from ..tuning.training import check_device, train_own, train_patches
 from . import metrics as scoring
 from .decoding import Beam, written
 from .writing import Lesson, Writer, collated, lessons, prompt_of
@@ -152,6 +152,7 @@ def run(
         >>> result = run("e2e", "lora", data="e2e-dataset.zip", limit=1260)  # doctest: +SKIP
         >>> result.metrics["scores"]["bleu"]["mean"]  # doctest: +SKIP
     """
+    check_device(device)
     beam = beam or Beam()
     changes = {**(overrides or {}), **({"model": model} if model else {})}
     settings = methods.settings(editor, "generation", hparams, changes)

@@ -92,7 +92,8 @@ def comparison_table(
 
 
 def runs_table(summaries: Mapping[str, Summary]) -> Table:
-    """Runs one below the other, their ``token_em`` and fluency with 95 % intervals, for the terminal.
+    """Runs one below the other, their ``token_em`` and fluency, for the terminal; below each number its 95 % interval,
+    rounded, so that 30 columns of 80 are left for the names.
 
     Args:
         summaries: by the name that is shown.
@@ -103,16 +104,22 @@ def runs_table(summaries: Mapping[str, Summary]) -> Table:
     Example:
         >>> print(runs_table({"LoRA": a, "RoseLoRA": b}))  # doctest: +SKIP
     """
-    shown = ("edit_success", "generalization", "portability", "locality", "fluency")
-    names = [name for name in shown if any(name in summary.metrics for summary in summaries.values())]
-    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    grid.add_column("run", overflow="fold")
+    headings = {
+        "edit_success": "edit\nsuccess",
+        "generalization": "general-\nization",
+        "portability": "porta-\nbility",
+        "locality": "locality",
+        "fluency": "fluency",
+    }
+    names = [name for name in headings if any(name in summary.metrics for summary in summaries.values())]
+    grid = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, caption="Below each number its 95 % interval.")
+    grid.add_column("run", overflow="fold", vertical="top")
     for name in names:
-        grid.add_column(name.replace("_", " "), justify="right")
+        grid.add_column(headings[name], justify="right", no_wrap=True, min_width=9)
     for run, summary in summaries.items():
         cells = []
         for found in (summary.metrics.get(name) for name in names):
-            ends = _interval(found.edited.low, found.edited.high) if found else ""
+            ends = _interval(found.edited.low, found.edited.high, ".0f") if found else ""
             cells.append(f"{_number(found.edited.mean)}\n{ends}" if found else NOTHING)
         grid.add_row(Text(run), *cells)
     return grid

@@ -23,6 +23,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ...engine.model.attention import trainable_attention
+from ...engine.model.loading import SPLIT
 from ...engine.patches.adam import Adam
 from ...engine.patches.patch import Patch, nonzero_share
 from ...engine.training.loop import clip
@@ -34,6 +35,12 @@ _POINTS = 100  # of a curve over the steps
 
 class TrainingError(ValueError):
     """Training that cannot go on; the message says why and what may help."""
+
+
+def check_device(device: str) -> None:
+    """Refuse several devices, which edits of facts alone know. Raises TrainingError."""
+    if device == SPLIT:
+        raise TrainingError("training on many examples wants one device, not all GPUs (split); take --device auto")
 
 
 @dataclass

@@ -123,7 +123,7 @@ def card(manifest: Manifest, repo: str) -> str:
 
 # Edits of {manifest.model}
 
-{len(manifest.facts)} edits by {manifest.editor}, in {manifest.dtype}, as {kind}.
+{len(manifest.facts)} edits by {manifest.editor}, in {manifest.precision}, as {kind}.
 {learned} of {len(rows)} facts were learned.
 
     loredit pull {repo} my-edits

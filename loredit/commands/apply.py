@@ -11,7 +11,7 @@ import typer
 from .. import data as facts_of
 from .. import hparams as presets
 from ..engine.files import locked
-from .common import Device, Dtype, Set, err, explained, failures, out, quiet, say_failed, say_learned, size
+from .common import Device, Dtype, Quantize, Set, err, explained, failures, out, quiet, say_failed, say_learned, size
 from .grow import add as add_to
 from .unfinished import UNFINISHED, unfinished
 
@@ -47,6 +47,7 @@ def apply(
     seed: Annotated[int, typer.Option(help="Same seed, same machine: same numbers.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Learn facts and keep them in a folder.
 
@@ -68,7 +69,7 @@ def apply(
 
         with locked(folder):
             _may_write(folder, resume)  # again, now that nobody else writes
-            loaded = load_model(settings.model, device=device, dtype=dtype)
+            loaded = load_model(settings.model, device=device, dtype=dtype, quantize=quantize)
             method = editors.find(editor)(loaded.model, loaded.tokenizer, settings, seed=seed)
             facts = loaded_facts.facts[:limit]
             with unfinished(folder, resume) as checkpoint:

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from .. import hparams as presets
-from .common import Device, Dtype, Set, explained, out, quiet, say_failed
+from .common import Device, Dtype, Quantize, Set, explained, out, quiet, say_failed
 
 HELP = """
 Measure an editor on several benchmark sets: what it does on one says little of the others.
@@ -47,6 +47,7 @@ def bench(
     seed: Annotated[int, typer.Option(help="Same seed, same machine: same numbers.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for the runs; results/bench-EDITOR-PRESET if not given.")
     ] = None,
@@ -72,6 +73,7 @@ def bench(
             seed=seed,
             device=device,
             dtype=dtype,
+            quantize=quantize,
             progress=True,
         ):
             out.print(f"{result.name}: to look at, {result.folder / 'report.html'}")

@@ -22,8 +22,12 @@ Case = Annotated[str | None, typer.Option("--case", help="Case id of the edit; n
 ModelName = Annotated[
     str | None, typer.Option("--model", help="Where the model is now; else where it was when it was edited.")
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps; split: over all GPUs.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="Of the base model: auto, float32, bfloat16.")]
+Quantize = Annotated[
+    str | None,
+    typer.Option("--quantize", metavar="8bit|4bit", help="Round the base model's weights; edits stay as they are."),
+]
 Tokens = Annotated[int, typer.Option("--tokens", min=1, help="Length of an answer, at most; it ends with its line.")]
 EncoderName = Annotated[
     str | None,
@@ -123,9 +127,9 @@ def needs(extra: str) -> Iterator[None]:
 
 def quiet() -> None:
     """No bars of transformers: "Loading weights" is over in a second, and the bar that matters is ours."""
-    from transformers.utils.logging import disable_progress_bar  # takes a second to import
+    from ..engine.model.loading import without_bars  # takes seconds to import
 
-    disable_progress_bar()
+    without_bars()
 
 
 def failures(edits: Edits) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ import typer
 
 from .. import data as facts_of
 from .. import hparams as presets
-from .common import Device, Dtype, Gpus, Ray, Set, Workers, explained, out, quiet, say_failed, spread
+from .common import Device, Dtype, Gpus, Quantize, Ray, Set, Workers, explained, out, quiet, say_failed, spread
 
 if TYPE_CHECKING:
     from ..evaluation.scoring import Measure
@@ -151,6 +151,7 @@ def run(
     seed: Annotated[int, typer.Option(help="Same seed, same machine: same numbers.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     edits_at_once: Annotated[
         int | None,
         typer.Option(min=1, help="Facts edited and scored together; as many as the device has use for if not given."),
@@ -199,6 +200,7 @@ def run(
                 seed=seed,
                 device=device,
                 dtype=dtype,
+                quantize=quantize,
                 edits_at_once=edits_at_once,
                 measures=MEASURES[eval_],
                 fluency=fluency,

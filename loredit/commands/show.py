@@ -36,7 +36,7 @@ def show(
                 _one(manifest, edit, index)
             return
         stored = {n: t for n, t in tensors.items() if not n.startswith(STORE)}
-        table = Table(title=f"{manifest.editor} on {manifest.model} ({manifest.dtype}), seed {manifest.seed}")
+        table = Table(title=f"{manifest.editor} on {manifest.model} ({manifest.precision}), seed {manifest.seed}")
         for column in ("case", "prompt", "new answer"):
             table.add_column(column, overflow="fold")
         table.add_column("learned")

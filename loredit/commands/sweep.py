@@ -30,8 +30,8 @@ The file names what all runs share, and grids; each list in a grid means each of
   loredit sweep sweep.yaml --ray auto --resume
 
 Keys are editor, hparams, set, model, data, limit, offset, mode, chunk, seed, measures, fluency, device, dtype,
-edits_at_once. Each run is one worker's; it appears in the folder when it is finished. At the end stand a table, a
-figure and a page with the differences fact by fact.
+quantize, edits_at_once. Each run is one worker's; it appears in the folder when it is finished. At the end stand a
+table, a figure and a page with the differences fact by fact.
 """
 
 

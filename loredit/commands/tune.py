@@ -9,7 +9,7 @@ import typer
 
 from .. import data as facts_of
 from .. import hparams as presets
-from .common import Device, Dtype, Set, explained, out, printable, quiet
+from .common import Device, Dtype, Quantize, Set, explained, out, printable, quiet
 
 if TYPE_CHECKING:
     from ..evaluation.search import Found
@@ -33,6 +33,7 @@ def tune(
     seed: Annotated[int, typer.Option(help="Same seed, same machine: same trials.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     edits_at_once: Annotated[
         int | None, typer.Option(min=1, help="Edits trained side by side; as many as memory allows if not given.")
     ] = None,
@@ -59,10 +60,10 @@ def tune(
         from ..engine.progress import shown
         from ..evaluation.search import search, written
 
-        on = load_model(settings.model, device=device, dtype=dtype)
+        on = load_model(settings.model, device=device, dtype=dtype, quantize=quantize)
         method = find(editor)(on.model, on.tokenizer, settings, seed=seed)
         folder = output.with_suffix("")
-        with shown(True) as told:
+        with shown(True, "trial") as told:
             found = search(
                 method,
                 facts,
@@ -88,13 +89,17 @@ def tune(
 
 
 def _show(found: Found) -> None:
+    from rich import box
     from rich.table import Table
 
-    table = Table("", "edit success", "generalization", "locality", title="The front")
-    for tried in found.front:
-        name = "proposed" if tried == found.knee else ""
-        table.add_row(name, *(f"{n:.1f}" for n in (tried.edit_success, tried.generalization, tried.locality)))
-    begun = found.preset
-    table.add_section()
-    table.add_row("begun with", *(f"{n:.1f}" for n in (begun.edit_success, begun.generalization, begun.locality)))
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, title=f"The front of {found.trials} trials"
+    )
+    table.add_column("")
+    for heading in ("edit success", "generalization", "locality"):
+        table.add_column(heading, justify="right")
+    for tried in found.shown:
+        names = [name for name, one in (("proposed", found.knee), ("begun with", found.preset)) if tried == one]
+        numbers = (tried.edit_success, tried.generalization, tried.locality)
+        table.add_row(", ".join(names), *(f"{n:.1f}" for n in numbers))
     out.print(table)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Device, EncoderName, explained, needs, out, printable, quiet
+from .common import Device, EncoderName, Quantize, explained, needs, out, printable, quiet
 from .serve import Port
 
 _HOST = "127.0.0.1"
@@ -23,6 +23,7 @@ def ui(
     ] = None,
     port: Port = 8080,
     device: Device = "auto",
+    quantize: Quantize = None,
     encoder: EncoderName = None,
 ) -> None:
     """A page on this machine: teach facts, see what that did, ask with and without them, keep and undo.
@@ -44,7 +45,7 @@ def ui(
 
         with locked(folder), bound(_HOST, port) as listening:
             name = model if (folder / MANIFEST).exists() else model or "smollm2-135m"
-            session = Session(folder, model=name, device=device, encoder=encoder, grows=True)
+            session = Session(folder, model=name, device=device, encoder=encoder, quantize=quantize, grows=True)
             jobs = Jobs(session)
             page = Page(Batcher(session), jobs)
             app = application(page.batcher, folder.resolve().name, _HOST, ending=jobs.close)

@@ -27,6 +27,18 @@ def test_the_knee_is_nearest_to_both_and_learns() -> None:
     assert search.Found(TRIED, TRIED[0], 3).knee == TRIED[1]
 
 
+def test_a_preset_says_what_else_was_on_the_front(tmp_path: Path) -> None:
+    method = editors.editor("lora", "default", model=tiny.model("llama"), tokenizer=tiny.tokenizer())
+    search.written(search.Found(TRIED, search.Tried({"lr": 4.0}, 60.0, 70.0, 70.0), 4), method, tmp_path / "p.yaml", {})
+    assert [line for line in (tmp_path / "p.yaml").read_text().splitlines() if line.startswith("#   ")] == [
+        "#   100.0  90.0  10.0  lr: 1.0",
+        "#    99.0  70.0  80.0  <- this one",
+        "#    50.0  75.0  79.0  lr: 3.0",
+        "#    60.0  70.0  70.0  the values that the search began with (lr: 4.0)",
+    ]
+    assert search.Found(TRIED, TRIED[0], 3).shown == TRIED, "values that nothing has beaten are there once"
+
+
 @pytest.mark.parametrize("editor", [name for name in editors.available() if name != "incontext"])
 def test_values_around_a_preset_are_values_of_the_editor(editor: str) -> None:
     method = editors.editor(editor, "default", model=tiny.model("llama"), tokenizer=tiny.tokenizer())

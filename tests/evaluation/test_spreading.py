@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,7 @@ def _results(folder: Path) -> dict[str, dict[str, Any]]:
 class Fake(spreading.Workers):
     """Workers whose fates are told: piece i's n-th worker does as ``fates[i][n]`` says, the others do their work."""
 
-    def __init__(self, number: int, fates: dict[int, list[str]]) -> None:
+    def __init__(self, number: int, fates: dict[Any, list[str]]) -> None:
         self.number, self.fates, self.futures, self.dropped = number, fates, list[Future[Any]](), 0
         self.random = random.Random(0)
 
@@ -50,7 +53,7 @@ class Fake(spreading.Workers):
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
         future: Future[Any] = Future()
         (piece,) = arguments
-        fates = self.fates.get(piece, [])
+        fates = self.fates.get(piece if isinstance(piece, int) else "model", [])
         fate = fates.pop(0) if fates else "works"
         if fate == "dies":
             future.set_exception(spreading.LostWorkerError("killed"))
@@ -95,6 +98,54 @@ def test_a_piece_that_kills_its_workers_ends_the_run() -> None:
     workers = Fake(2, {1: ["dies"] * 5})
     with pytest.raises(runs.RunError, match="5 workers died with piece 1: killed"):
         list(workers.results(pieces(2)))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_workers_that_all_hang_from_the_beginning_are_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(spreading, "_FIRST", 0.2)
+    workers = Fake(2, {0: ["hangs"], 1: ["hangs"]})
+    assert sorted(workers.results(pieces(3))) == [(i, work_of(i)) for i in range(3)]
+    assert [record.getMessage() for record in caplog.records] == [
+        "a worker hangs: it has had piece 0 for 0 s; another one does it",
+        "a worker hangs: it has had piece 1 for 0 s; another one does it",
+    ]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_piece_has_the_time_that_it_may_take_in_any_case() -> None:
+    workers = Fake(2, {0: ["hangs"]})
+    found = workers.results([replace(pieces(1)[0], least=0.5), *pieces(2)[1:]])
+    assert next(found)[0] == 1
+    begun = time.monotonic()
+    assert next(found)[0] == 0
+    assert time.monotonic() - begun > 0.4
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_loading_the_model_takes_is_not_taken_for_hanging() -> None:
+    workers = Fake(2, {0: ["hangs"]})
+    workers._loading = 0.05
+    found = workers.results(pieces(2))
+    assert next(found)[0] == 1
+    begun = time.monotonic()
+    assert next(found)[0] == 0
+    assert time.monotonic() - begun > 0.4
+
+
+def test_a_worker_that_hangs_while_it_loads_the_model_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(spreading, "_FIRST", 0.05)
+    spec = work.Spec(editor="lora", hparams={"model": "m"}, seed=0, device="cpu", dtype="float32")
+    monkeypatch.setattr(spreading, "conditions", lambda _: CONDITIONS)
+    workers = Fake(1, {"model": ["hangs", "hangs"]})
+    assert workers.conditions(spec) == CONDITIONS
+    assert workers.dropped == 2
+    assert "a worker has been loading the model for" in caplog.text
+    with pytest.raises(runs.RunError, match="5 workers died or hung while they loaded the model 'm'"):
+        Fake(1, {"model": ["hangs"] * 5}).conditions(spec)
 
 
 def test_groups_are_cut_by_the_facts_alone() -> None:
@@ -199,7 +250,8 @@ def driver(place: Path, module: str, workers: str) -> Iterator[subprocess.Popen[
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+    path = os.pathsep.join((str(ROOT), os.getcwd()))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
 
 
 def until(process: subprocess.Popen[str], facts: int) -> None:
@@ -211,10 +263,10 @@ def until(process: subprocess.Popen[str], facts: int) -> None:
     pytest.fail("the driver ended early")
 
 
-def kill_one(process: psutil.Process, name: str) -> None:
-    """Kill a process below ``process`` whose command line has ``name`` in it, the youngest."""
+def youngest(process: psutil.Process, name: str) -> psutil.Process:
+    """Of the processes below ``process`` whose command line has ``name`` in it."""
     found = [child for child in process.children(recursive=True) if name in " ".join(child.cmdline())]
-    max(found, key=lambda child: child.create_time()).kill()
+    return max(found, key=lambda child: child.create_time())
 
 
 @pytest.mark.slow
@@ -223,7 +275,7 @@ def test_killed_and_resumed_the_numbers_are_those_of_one_process(many: Path) -> 
     whole = _run(output="whole")
     with driver(many, *PROCESSES) as first:
         until(first, 4)
-        kill_one(psutil.Process(first.pid), "forkserver")
+        youngest(psutil.Process(first.pid), "forkserver").kill()
         until(first, 8)
         children = psutil.Process(first.pid).children(recursive=True)
         first.kill()
@@ -232,12 +284,70 @@ def test_killed_and_resumed_the_numbers_are_those_of_one_process(many: Path) -> 
     done = {*_results(many / "spread")}
     with driver(many, *PROCESSES) as second:
         until(second, len(done) + 2)
-        kill_one(psutil.Process(second.pid), "forkserver")
+        youngest(psutil.Process(second.pid), "forkserver").kill()
         assert second.wait(120) == 0, (many / "stderr").read_text()
     assert len(done) >= 8
     assert _results(many / "spread") == _results(whole.folder)
     assert (many / "spread" / runs.SUMMARY).read_bytes() == (whole.folder / runs.SUMMARY).read_bytes()
     assert (many / "spread" / runs.EXAMPLES).read_text().count("\n") == 2
+
+
+# The first time, a worker sleeps in place of its work.
+SLEEPER = """
+import time
+from pathlib import Path
+from loredit.evaluation.work import edit_and_score
+
+def work(spec, facts):
+    try:
+        Path(__file__).with_name("slept").touch(exist_ok=False)
+    except FileExistsError:
+        return edit_and_score(spec, facts)
+    time.sleep(1e6)
+"""
+IMPATIENT = """
+from loredit.evaluation import spreading
+spreading.PATIENCE, spreading._LONGER = 3.0, 2
+"""
+SLEEPING = """
+import sleeper
+runs.edit_and_score = sleeper.work
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("workers", ["processes", "ray"])
+def test_a_worker_that_sleeps_forever_costs_a_group_twice_and_no_fact(many: Path, workers: str) -> None:
+    whole = _run(output="whole")
+    (many / "sleeper.py").write_text(SLEEPER)
+    imported, made = PROCESSES
+    if workers == "ray":
+        pytest.importorskip("ray")
+        imported, made = RAY[0], "RayWorkers('local', 2)"
+    with driver(many, imported + IMPATIENT + SLEEPING, made) as process:
+        until(process, 2)
+        assert (many / "slept").exists()
+        assert process.wait(120) == 0, (many / "stderr").read_text()
+    said = (many / "stderr").read_text()
+    assert re.findall(r"a worker hangs: it has had 'f\d+' and 0 more facts for \d+ s, and the longest", said), said
+    assert _results(many / "spread") == _results(whole.folder)
+    assert (many / "spread" / runs.SUMMARY).read_bytes() == (whole.folder / runs.SUMMARY).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_a_process_that_is_stopped_is_replaced(many: Path) -> None:
+    """It does not even hear that it is to end."""
+    whole = _run(output="whole")
+    with driver(many, PROCESSES[0] + IMPATIENT, PROCESSES[1]) as process:
+        until(process, 4)
+        stopped = youngest(psutil.Process(process.pid), "forkserver")
+        stopped.suspend()
+        assert process.wait(120) == 0, (many / "stderr").read_text()
+        assert not stopped.is_running()
+    assert "a worker hangs" in (many / "stderr").read_text()
+    assert _results(many / "spread") == _results(whole.folder)
 
 
 @contextmanager
@@ -277,9 +387,9 @@ def test_a_cluster_that_loses_a_worker_and_a_node_gives_the_numbers_of_one_proce
         other = stack.enter_context(ray_node(f"--address={address}", "--node-ip-address=127.0.0.3"))
         with driver(many, RAY[0], RAY[1].format(address=address)) as process:
             until(process, 4)
-            kill_one(one, "ray::")
+            youngest(one, "ray::").kill()
             until(process, 8)
-            kill_one(other, "/raylet ")
+            youngest(other, "/raylet ").kill()
             assert process.wait(120) == 0, (many / "stderr").read_text()
     assert _results(many / "spread") == _results(whole.folder)
     assert (many / "spread" / runs.SUMMARY).read_bytes() == (whole.folder / runs.SUMMARY).read_bytes()

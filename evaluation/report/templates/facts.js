@@ -235,6 +235,8 @@
       line.append(cell);
     });
     part("thead").append(line);
+    part("table").classList.toggle("many", runs.length > 2);
+    part("table").style.setProperty("--columns", columns.length - 1);
   }
 
   function tools() {

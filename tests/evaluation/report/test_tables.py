@@ -16,7 +16,7 @@ from loredit.evaluation.metrics import (
     Failure,
     PairedDifference,
 )
-from loredit.evaluation.report.tables import comparison_table, markdown, retention_table, table
+from loredit.evaluation.report.tables import comparison_table, markdown, retention_table, runs_table, table
 
 
 def difference(value: float, low: float | None, high: float | None) -> PairedDifference:
@@ -50,6 +50,18 @@ FAILED = (
     Failure(case_id="7", message="the prompt [bold]is[/bold]\ntoo long"),
     Failure(case_id="9", message="NaN loss"),
 )
+
+
+def test_runs_stand_one_below_the_other_with_intervals_in_80_columns():
+    name = "lora-smollm2-lr=1e-3-seed=0"
+    console = Console(width=80, file=io.StringIO())
+    console.print(runs_table({name: summary(), "a" * 40: summary()}))
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    first = next(i for i, line in enumerate(lines) if name in line)
+    assert lines[first].split() == [name, "99.0", "77.0", "45.0", "88.0"]
+    assert re.split(r"\s{2,}", lines[first + 1].strip()) == ["97 … 101", "75 … 79", "43 … 47", "86 … 90"]
+    assert max(map(len, lines)) <= 80
+    assert sum(line.count("a") for line in lines[first + 2 : first + 4]) == 40, "a longer name is folded, not cut"
 
 
 def test_table_shows_mode_both_models_interval_and_counts():

@@ -192,7 +192,7 @@ def test_one_of_several_edits_has_to_be_named(command, made, tmp_path):
 
 def test_a_fact_is_undone_in_the_folder(made, tmp_path):
     shutil.copytree(made / "edits", tmp_path / "edits")
-    assert "france is undone; 1 edits" in run("remove", tmp_path / "edits", "france")
+    assert "france is undone; 1 edit" in run("remove", tmp_path / "edits", "france")
     told = run("show", tmp_path / "edits")
     assert "water" in told
     assert "France" not in told

@@ -4,8 +4,8 @@
 
 Both change the same model with the same settings (ours: the preset's), contexts and second moments, in float32, which
 is what EasyEdit computes in; statistics and contexts are made before. EasyEdit edits the first facts one after another,
-as it does however many there are; ours edits them one by one, 8 and 64 side by side. Both train values for all steps,
-and neither stops early. ``CHECKOUT`` is zjunlp/EasyEdit, of which nothing but these methods is imported.
+as it does however many there are; ours edits them one by one, 8 and 64 side by side. Both train values for ``--steps``
+steps, neither stops early. ``CHECKOUT`` is zjunlp/EasyEdit, of which nothing but these methods is imported.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--editors", nargs="+", default=["rome", "memit", "alphaedit"])
     parser.add_argument("--facts", type=int, default=64, help="that ours edits side by side")
-    parser.add_argument("--theirs", type=int, default=4, help="facts that EasyEdit edits")
+    parser.add_argument("--theirs", type=int, default=2, help="facts that EasyEdit edits")
+    parser.add_argument("--steps", type=int, default=5, help="of a value's training; published are 20 to 25")
     asked = parser.parse_args()
     load = easyedit(asked.checkout)
     facts = loredit.load_facts(asked.data).facts[: asked.facts]
@@ -115,7 +116,7 @@ def main() -> None:
     ways = ["", "EasyEdit", "ours, one by one", "8 side by side", f"{asked.facts} side by side", "times as fast"]
     print(f"| {' | '.join(ways)} |\n|{'---|' * len(ways)}")
     for name in asked.editors:
-        editor = loredit.editor(name, "smollm2", dtype="float32", stop_at=None)
+        editor = loredit.editor(name, "smollm2", dtype="float32", stop_at=None, steps=asked.steps)
         editor.tokenizer.pad_token, editor.tokenizer.padding_side = editor.tokenizer.eos_token, "right"
         one = theirs(load, name, editor)
         seconds(lambda one=one: one(facts[0]))  # what is made once

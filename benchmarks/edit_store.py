@@ -35,11 +35,12 @@ Row = tuple[int, str, str, str]  # fact, kind of probe, prompt, answer
 
 
 def probes(facts: Sequence[Fact]) -> list[Row]:
+    """Each fact's prompt, first rephrasing, and at most two locality probes of each kind."""
     rows: list[Row] = []
     for i, fact in enumerate(facts):
         rows.append((i, "success", fact.prompt, fact.target_new))
         rows += [(i, "generalization", prompt, fact.target_new) for prompt in fact.rephrase_prompts[:1]]
-        rows += [(i, "locality", p.prompt, p.answers[0]) for group in fact.locality.values() for p in group]
+        rows += [(i, "locality", p.prompt, p.answers[0]) for group in fact.locality.values() for p in group[:2]]
     return rows
 
 

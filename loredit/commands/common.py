@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -126,7 +127,9 @@ def needs(extra: str) -> Iterator[None]:
 
 
 def quiet() -> None:
-    """No bars of transformers: "Loading weights" is over in a second, and the bar that matters is ours."""
+    """No bars of transformers: "Loading weights" is over in a second, and the bar that matters is ours; nor what the
+    packages that it imports say of themselves."""
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # it misses kernels that no edit needs
     from ..engine.model.loading import without_bars  # takes seconds to import
 
     without_bars()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, takewhile
+from itertools import accumulate, pairwise, takewhile
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -232,3 +232,31 @@ class Batch:
         marked, mark = marks.long().view(-1, 2).unbind(1)
         table = Table([len(encoded.wanted) for encoded in rows], device)
         return cls(ids, (row, position), labels, table, (marked, mark))
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Rows that are run a few at a time, those of like length together, since padding costs as much as text."""
+
+    rows: list[list[int]]
+    """Which rows each pass has."""
+    batches: list[Batch]
+    order: Tensor | None
+    """(N,), where each of all rows' predictions is among those of the passes; None: in the same place."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Encoded], device: torch.device | str, most: int | None) -> Passes:
+        """At most so many padded tokens in a pass; None: one pass for all, in their order."""
+        longest_last = sorted(range(len(rows)), key=lambda r: len(rows[r].ids))
+        sizes = [len(rows[r].ids) for r in longest_last]
+        groups = [*chunks(longest_last, sizes, most)] if most else []
+        if len(groups) < 2:
+            return cls([[*range(len(rows))]], [Batch.of(rows, device)], None)
+        ends = [*accumulate((len(row.wanted) for row in rows), initial=0)]
+        flat = torch.tensor([n for group in groups for r in group for n in range(ends[r], ends[r + 1])], device=device)
+        return cls(groups, [Batch.of([rows[r] for r in group], device) for group in groups], flat.argsort())
+
+    def __call__(self, run: Callable[[list[int], Batch], Tensor]) -> Tensor:
+        """What ``run`` gives for the predictions of each pass, (N', ...), as (N, ...) in the order of all rows."""
+        found = [run(rows, batch) for rows, batch in zip(self.rows, self.batches, strict=True)]
+        return found[0] if self.order is None else torch.cat(found)[self.order]

@@ -26,6 +26,7 @@ class Rows:
     as this object lives, which is one forward pass in training and one whole generation in evaluation.
 
     ``marks``: row and position of tokens of interest (:class:`~..model.encoding.Batch`), for patches that need them.
+    ``within``: which of its edit's rows each row is, where they are not the edit's first.
     """
 
     def __init__(
@@ -34,8 +35,9 @@ class Rows:
         n_edits: int,
         device: torch.device | str,
         marks: tuple[Tensor, Tensor] | None = None,
+        within: Sequence[int] | None = None,
     ) -> None:
-        self.edits, self.marks = list(edits), marks
+        self.edits, self.marks, self._within = list(edits), marks, within
         if any(not -1 <= e < n_edits for e in self.edits):
             raise IndexError(f"rows name edits from -1 to {n_edits - 1}, got {min(self.edits)} to {max(self.edits)}")
         each, rest = divmod(len(self.edits), n_edits)
@@ -70,7 +72,7 @@ class Rows:
     def within(self) -> Tensor:
         """(R,), which of its edit's rows each row is: 0, 1, ..."""
         counts: dict[int, count[int]] = defaultdict(count)
-        return torch.tensor([next(counts[e]) for e in self.edits], device=self.device)
+        return torch.tensor(self._within or [next(counts[e]) for e in self.edits], device=self.device)
 
     def dropout(self, x: Tensor, p: float, salt: int) -> Tensor:
         """(R, T, I) with the share ``p`` of its numbers dropped while training; ``salt`` tells sites apart."""

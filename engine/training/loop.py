@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ..devices import Budget
 from ..method import Trainable
 from ..model.attention import trainable_attention
-from ..model.encoding import Batch, Encoded, Table
+from ..model.encoding import Batch, Encoded, Passes, Table
 from ..model.passes import frozen, input_of, logits_at, replayed
 from ..outcome import Outcome
 from ..patches.adam import Adam
@@ -31,6 +32,7 @@ from ..patches.rows import Rows
 from ..progress import Phase, Progress
 from .lessons import Lesson, parted
 
+_TOKENS = Budget(cpu=512, mps=4096, accelerator=1 << 15)  # padded, of one pass
 _LIKELY = 0.5  # standard deviations of the logits: what is so near to the largest counts as likely (OVERTONE's n)
 
 # The loss is seen before a step is taken; what the last step did shows in the weights alone.
@@ -105,8 +107,7 @@ class Work:
         are so sure of all of their target tokens; what they hold stays in it."""
         if self._draws:
             self._lay_out()
-        rows = self._attached_rows()
-        logits = self._logits(rows)
+        logits, dropped = self._logits()
         cost = nll = F.cross_entropy(logits, self._batch.labels, reduction="none")
         if self.method.hparams.smooth is not None:
             cost = smoothed(logits, self._batch.labels, self.method.hparams.smooth)
@@ -115,7 +116,7 @@ class Work:
             log_q = logits[self._held].log_softmax(-1)
             cost = cost.index_put((self._held,), F.kl_div(log_q, self._said, reduction="none", log_target=True).sum(-1))
         of_row = self._batch.table(cost).sum(1) / self._batch.table.counts
-        if rows.dropped and self.method.hparams.sure is not None:
+        if dropped and self.method.hparams.sure is not None:
             logits = self._without_dropout()
             nll = F.cross_entropy(logits, self._batch.labels, reduction="none")
         worst = self._batch.table(nll.detach()).amax(1).masked_fill(self._anchor, 0.0)
@@ -170,7 +171,10 @@ class Work:
         of_edit = [[parted(h, row)[1] for of_fact in _by_fact(lesson) for row in of_fact] for lesson in self._drawn]
         counts = [(len(lesson.answers), len(lesson.anchors)) for lesson in self._drawn]
         self._owner = [e for e, rows in enumerate(of_edit) for _ in rows]
-        self._batch = Batch.of([row for rows in of_edit for row in rows], device)
+        rows = [row for rows in of_edit for row in rows]
+        self._batch = Batch.of(rows, device)
+        # Rows of several edits stay together, so that those of each are one matrix.
+        self._passes = Passes.of(rows, device, _TOKENS.on(device) if len(self.edits) == 1 else None)
         self._rows = Table([sum(n) for n in counts], device)
         weights = [
             w
@@ -181,23 +185,36 @@ class Work:
         self._anchor = torch.tensor([i >= n for n, m in counts for i in range(n + m)], device=device)
         self._held = self._anchor[self._batch.at[0]].nonzero().flatten()
         self._chosen = self._unedited.rows_of(self._drawn)
-        self._hidden = self._unedited.hidden_of(self._chosen, self._batch.ids.shape[1])
-        self._begun = self._unedited.begun(self._chosen)
+        of_pass = [[self._chosen[r] for r in some] for some in self._passes.rows]
+        self._hidden = [
+            self._unedited.hidden_of(chosen, batch.ids.shape[1])
+            for chosen, batch in zip(of_pass, self._passes.batches, strict=True)
+        ]
+        self._begun = [self._unedited.begun(chosen) for chosen in of_pass]
         self._said = self._unedited.said_after(self._chosen)
 
-    def _attached_rows(self) -> Rows:
-        return Rows(self._owner, len(self.edits), self.patch.seeds.device, self._batch.marks)
+    def _logits(self) -> tuple[Tensor, bool]:
+        """(N, V), of the edits as they are; and whether dropout had a part in them."""
+        behind, dropped = iter(zip(self._hidden, self._begun, strict=True)), False
 
-    def _logits(self, rows: Rows) -> Tensor:
-        """(N, V), of the edits as they are."""
-        with run_behind(self._begun), self.patch.attached(self.method.model, rows):
-            return logits_of(self.method.model, self.patch.first_layer, self._hidden, self._batch)
+        def run(rows: list[int], batch: Batch) -> Tensor:
+            nonlocal dropped
+            hidden, begun = next(behind)
+            within = None if self._passes.order is None else rows
+            owner = [self._owner[r] for r in rows]
+            attached = Rows(owner, len(self.edits), self.patch.seeds.device, batch.marks, within)
+            with run_behind(begun), self.patch.attached(self.method.model, attached):
+                logits = logits_of(self.method.model, self.patch.first_layer, hidden, batch)
+            dropped |= attached.dropped
+            return logits
+
+        return self._passes(run), dropped
 
     @torch.no_grad()
     def _without_dropout(self) -> Tensor:
         """(N, V), of the edits as they will be used: whether one is sure must not hang on what a mask leaves of it."""
         self.patch.eval()
-        logits = self._logits(self._attached_rows())
+        logits, _ = self._logits()
         self.patch.train()
         return logits
 
@@ -223,22 +240,40 @@ class Unedited:
         begun, rows = zip(*(parted(self._hparams, row) for rows in self._of_edit for row in rows), strict=True)
         whole = Behind.of(method.model, begun) if any(begun) else None
         self._begun = whole and whole.above(first)
-        anchor = torch.tensor([a for anchors in self._anchors for a in anchors], device=device)
-        batch = Batch.of(rows, device)
-        with run_behind(whole):
-            self._hidden = input_of(method.model, first, batch.ids) if first else None  # (R, T, d)
+        self._hidden = self._inputs(method.model, first, rows, whole) if first else None  # (R, T, d)
         self._worst = torch.zeros(
             len(rows), dtype=torch.promote_types(torch.float32, method.model.dtype), device=device
         )
         self._index()
         answers = [r for (_, is_anchor, _), r in self._row.items() if not is_anchor]
         self._worst[self._tensor(answers)] = torch.inf  # not seen yet
-        held = anchor[batch.at[0]]
-        self._said: Tensor | None = None  # (N, V)
-        if held.any():
-            with torch.no_grad(), run_behind(self._begun):
-                logits = logits_of(method.model, first, self._hidden, batch)
-            self._said = logits[held].log_softmax(-1)
+        held = [r for r, is_anchor in enumerate(a for anchors in self._anchors for a in anchors) if is_anchor]
+        self._said = self._after(method.model, first, rows, held) if held else None  # (N, V)
+
+    @torch.no_grad()
+    def _inputs(self, model: PreTrainedModel, first: int, rows: Sequence[Encoded], whole: Behind | None) -> Tensor:
+        """(R, T, d), what the first edited block gets."""
+        passes = Passes.of(rows, self._device, _TOKENS.on(self._device))
+        width = max(len(row.ids) for row in rows)
+        parts = []
+        for some, batch in zip(passes.rows, passes.batches, strict=True):
+            with run_behind(whole and whole.rows(self._tensor(some))):
+                found = input_of(model, first, batch.ids)
+            parts.append(F.pad(found, (0, 0, 0, width - found.shape[1])))
+        at = self._tensor([r for some in passes.rows for r in some])
+        return torch.cat(parts)[at.argsort()]
+
+    @torch.no_grad()
+    def _after(self, model: PreTrainedModel, first: int, rows: Sequence[Encoded], held: Sequence[int]) -> Tensor:
+        """(N, V) log-probabilities of what comes where it is to stay."""
+
+        def run(some: list[int], batch: Batch) -> Tensor:
+            chosen = [held[r] for r in some]
+            with run_behind(self.begun(chosen)):
+                hidden = self.hidden_of(chosen, batch.ids.shape[1])
+                return logits_of(model, first, hidden, batch).log_softmax(-1)
+
+        return Passes.of([rows[r] for r in held], self._device, _TOKENS.on(self._device))(run)
 
     def begun(self, chosen: list[int]) -> Behind | None:
         """What of these rows is run once; None where nothing is."""

@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import loredit
-from loredit.data import Fact
+from loredit.data import Fact, Probe
 from loredit.engine.files import replacing
 from loredit.store.encoder import BASE, DEFAULT, SentenceEncoder, Sentences, encoder_of
 from loredit.store.routing import Router, background, contradict, probes
+from loredit.store.text import found, name_of, plain, words
 
 RESULTS = Path(__file__).parent / "results" / "routing.json"
 CHAT = (
@@ -33,12 +34,14 @@ def measured(router: Router, facts: Sequence[Fact]) -> dict[str, dict[str, float
     """Of each kind of prompt: the share that goes to its fact, to another with its answer, to a wrong one, to none."""
     again = [(fact, text) for fact in facts for text in fact.rephrase_prompts]
     alone = [(fact, text) for fact in facts for text in probes([fact])]
+    others = [(fact, p.prompt) for fact in facts for g in fact.locality.values() for p in g if not restates(p, fact)]
     kinds = {
         "the fact's own prompt": [(fact, fact.prompt) for fact in facts],
         "rephrasing": again,
         "rephrasing in a chat": [(fact, CHAT.format(text)) for fact, text in again],
         "must be left alone": alone,
         "must be left alone, in a chat": [(fact, CHAT.format(text)) for fact, text in alone],
+        "must be left alone, and asks something else": others,
     }
     out = {}
     for kind, asked in kinds.items():
@@ -53,6 +56,13 @@ def measured(router: Router, facts: Sequence[Fact]) -> dict[str, dict[str, float
         shares = {"own": own, "same answer": same, "wrong": len(asked) - own - same - none, "none": none}
         out[kind] = {"prompts": len(asked)} | {name: round(100 * count / n, 2) for name, count in shares.items()}
     return out
+
+
+def restates(probe: Probe, fact: Fact) -> bool:
+    """Whether a locality probe asks what the fact answers: it names the subject, and the old answer is right."""
+    truth = {plain(answer).casefold() for answer in fact.ground_truth}
+    named, _ = found(name_of(fact.subject or ""), words(probe.prompt))
+    return named == 1 and not truth.isdisjoint(plain(answer).casefold() for answer in probe.answers)
 
 
 def folded(encoder: SentenceEncoder, facts: Sequence[Fact], folds: int, strays: float) -> dict[str, dict[str, float]]:
@@ -124,7 +134,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     if args.calibrate:
         router.calibrate([fact for fact in facts if fact.case_id in ahead], strays=args.strays)
     others = [fact for fact in facts if fact.case_id not in ahead]
-    return {"shares": measured(router, others), "calibration": router.calibration.model_dump()}
+    return {"shares": measured(router, others), "calibration": router.calibration.model_dump(exclude={"wording"})}
 
 
 if __name__ == "__main__":

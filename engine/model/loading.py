@@ -112,7 +112,7 @@ def load(
 
 
 def load_encoder(name: str, *, device: str = "auto") -> LoadedModel:
-    """A sentence encoder (the body of a model, without a head) in eval mode and float32, with its tokenizer.
+    """A sentence encoder (the body of a model, without a head) in eval mode, with its tokenizer.
 
     Args:
         name: short name, local folder or hub id.
@@ -130,7 +130,11 @@ def load_encoder(name: str, *, device: str = "auto") -> LoadedModel:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         loaded = AutoModel.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, local_files_only=True
+            folder,
+            dtype=pick_dtype("auto", where),
+            use_safetensors=True,
+            output_loading_info=True,
+            local_files_only=True,
         )
     except Exception as error:  # as in load
         raise ModelError(

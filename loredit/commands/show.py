@@ -67,13 +67,17 @@ def _went(manifest: Manifest, outcome: Outcome, fact: int) -> tuple[str, str, st
 
 def _routing(manifest: Manifest) -> str:
     routing = manifest.routing or {}
-    if "encoder" not in routing:
+    if "wording" not in routing.get("calibration", {}):
         return "prompts are found by an index of an earlier release, which is made anew when it is used"
     fitted = (
         f"{routing['fitted_to']} of these facts" if routing["fitted_to"] else "the samples or facts that were named"
     )
-    threshold = routing["calibration"]["threshold"]
-    return f"prompts are found by {routing['encoder']}, from a score of {threshold:.3f} on; calibrated on {fitted}"
+    names = ("subject", "relation", "whole prompt", "wording")
+    weights = ", ".join(f"{n} {w:.1f}" for n, w in zip(names, routing["calibration"]["named"][1:], strict=True))
+    return (
+        f"prompts are found by {routing['encoder']}, from a score of {routing['calibration']['threshold']:.3f} on; "
+        f"calibrated on {fitted}; weights: {weights}"
+    )
 
 
 def _named(manifest: Manifest, name: str) -> list[tuple[int, int]]:

@@ -6,17 +6,22 @@ subject stands in the prompt, by a table of names. Each of these few gets a seco
 
 .. math::
 
-    z(w, q) = b + \beta_s\, s + \beta_r \cos(w_{\setminus s}, q_{\setminus s})
+    z(w, q) = b + \beta_s\, s + \beta_r \cos(w_{\setminus s}, q_{\setminus s}) + \beta_c \cos(w, q)
+              + \beta_d\, w_{\setminus s} \cdot d
 
 with s how surely the prompt names the fact's subject (1 as it is, less for another spelling or a part of it) and w
-without s the relation: the mean of w's token states that do not stand for the subject. A fact without a subject is
-judged by z = b' + beta_c cos(w, q). The score is the probability 1 / (1 + exp(-z)). The best fact's edit is used if its
-score reaches the threshold and its z exceeds by the margin that of the best fact with another edit and another answer;
+without s the relation: the mean of w's token states that do not stand for the subject. The direction d says how those
+prompts are worded that are to have an edit: the mean relation of the rephrasings of a store's own facts less that of
+their probes, scaled so that rephrasings are one ahead. While the weights are found each half of the facts is judged by
+the d of the other; where nothing but the samples is known there is none. A fact without a subject is judged by
+z = b' + beta_c cos(w, q). The score is the probability 1 / (1 + exp(-z)). The best fact's edit is used if its score
+reaches the threshold and its z exceeds by the margin that of the best fact with another edit and another answer;
 otherwise none is: none rather than wrong. A fact's very prompt is always its own.
 
 The weights are those of a logistic regression on rephrasings (with their fact: 1, with other candidates: 0) and on
-probes that must be left alone (0); threshold and margin are those that send the most rephrasings right while at most a
-given share of the probes is routed and a given share of the rephrasings goes wrong (:meth:`Router.calibrate`).
+probes that must be left alone (0). At the threshold and the margin the share of the rephrasings that go right is
+furthest above that of the probes that are routed, where at most a given share of these is, and at most a given share of
+the rephrasings goes wrong (:meth:`Router.calibrate`).
 """
 
 from __future__ import annotations
@@ -42,10 +47,13 @@ _LONGEST_NAME = 12  # words of a subject that the table of names is asked for
 _OWN = 30.0  # z of a fact whose very prompt is asked
 
 
-# What `Router(encoder).calibrate(samples())` gives (tests/roof/test_routing.py).
+# What `fitted(encoder, samples(), beside=())` gives (tests/roof/test_routing.py).
 _SHIPPED = {
     DEFAULT: Calibration(
-        named=(-4.05887, 4.268809, 3.211133), unnamed=(-4.623291, 7.54664), threshold=0.913143, margin=0
+        named=(-6.788896, 3.553727, 4.877258, 3.461577, 0),
+        unnamed=(-7.737782, 12.566602),
+        threshold=0.941428,
+        margin=0,
     ),
 }
 
@@ -69,10 +77,13 @@ class Pair(NamedTuple):
 
     fact: int
     subject: float
-    whole: float
     relation: float
+    whole: float
+    wording: float
     is_named: bool
     is_own: bool
+    rest: Tensor
+    """(d,) the prompt without the fact's subject."""
 
 
 class Judged(NamedTuple):
@@ -172,6 +183,8 @@ class Router:
             raise ValueError(f"{', '.join(sorted(unfit))}: not finite numbers of float32")
         if missing := self.tensors().keys() - tensors.keys():
             raise ValueError(f"{', '.join(sorted(missing))}: missing")
+        if (n := len(self.calibration.wording)) not in (0, self.encoder.width):
+            raise ValueError(f"wording: {n} numbers, not {self.encoder.width}")
         self._keep(facts, edits, tensors["keys"], tensors["relations"])
 
     def route(self, prompts: Sequence[str]) -> list[Route]:
@@ -232,13 +245,15 @@ class Router:
                 asked.append(relations.setdefault((w, span), len(relations)))
         vectors = self.encoder.vectors([readings[w] for w, _ in relations], [span for _, span in relations])
         which = torch.tensor([fact for _, fact, _ in seen])
-        alike = (vectors[asked] * self._relations[which]).sum(1).tolist()
+        rest = vectors[asked]
+        alike = (rest * self._relations[which]).sum(1).tolist()
         whole = (wholes[[w for w, _, _ in seen]] * self._nearest.vectors[which]).sum(1).tolist()
+        worded = _along(rest, self.calibration.wording).tolist()
+        plainly = [folded(window) for _, window in cut]
         out: list[list[Pair]] = [[] for _ in prompts]
-        for (w, fact, sure), c, r in zip(seen, whole, alike, strict=True):
-            i, window = cut[w]
-            own = folded(window) == self._prompts[fact]
-            out[i].append(Pair(fact, sure, c, r, bool(self._names[fact]), own))
+        for (w, fact, sure), r, c, d, without in zip(seen, alike, whole, worded, rest, strict=True):
+            own = plainly[w] == self._prompts[fact]
+            out[cut[w][0]].append(Pair(fact, sure, r, c, d, bool(self._names[fact]), own, without))
         return out
 
     def _by_name(self, said: Sequence[str], whole: Tensor) -> list[int]:
@@ -285,6 +300,29 @@ class _Asked(NamedTuple):
     again: list[list[Pair]]
     alone: list[list[Pair]]
 
+    def joined(self, others: _Asked) -> _Asked:
+        """Both together."""
+        return _Asked(self.wanted + others.wanted, self.again + others.again, self.alone + others.alone)
+
+    def wording(self) -> tuple[float, ...]:
+        """The direction from probes to rephrasings, each without its subject; none where there are no probes."""
+        if not self.again or not self.alone:
+            return ()
+        again, alone = (
+            torch.stack([max(pairs, key=lambda pair: (pair.subject, pair.relation)).rest for pairs in prompts]).mean(0)
+            for prompts in (self.again, self.alone)
+        )
+        ahead = again - alone
+        return tuple(round(x, 6) for x in (ahead / ahead.square().sum().clamp(min=1e-6)).tolist())
+
+    def worded(self, wording: Sequence[float]) -> _Asked:
+        """The same, judged by another direction."""
+
+        def anew(prompts: list[list[Pair]]) -> list[list[Pair]]:
+            return [[pair._replace(wording=float(_along(pair.rest, wording))) for pair in pairs] for pairs in prompts]
+
+        return _Asked(self.wanted, anew(self.again), anew(self.alone))
+
 
 def fitted(
     encoder: SentenceEncoder,
@@ -298,20 +336,20 @@ def fitted(
     """The calibration that :meth:`Router.calibrate` describes, among the facts of a router or these alone."""
     if not any(fact.rephrase_prompts for fact in facts):
         raise ValueError("none of these facts has a rephrasing to calibrate with")
-    start = Calibration(named=(0, 1, 1), unnamed=(0, 1), threshold=0, margin=0)
+    start = Calibration(named=(0, 1, 1, 1, 0), unnamed=(0, 1), threshold=0, margin=0)
     if among is None:
         among = Router(encoder, start)
         among.add(facts)
-    sets = [(among, among.questions(facts))]
-    beside = samples() if beside is None or not sets[0][1].alone else beside
+    halves = [among.questions(facts[k::2]) for k in (0, 1)]
+    beside = samples() if beside is None or not any(half.alone for half in halves) else beside
+    one, other, wording = (part.wording() if beside else () for part in (*halves, halves[0].joined(halves[1])))
+    sets = [(among, halves[0].worded(other).joined(halves[1].worded(one)))]
     if beside:
         router = Router(encoder, start)
         router.add(beside)
-        sets.append((router, router.questions(beside)))
-    bias, on_subject, on_relation = _weights(sets, True)
-    bias_unnamed, on_whole = _weights(sets, False)
-    named, unnamed = (bias, on_subject, on_relation), (bias_unnamed, on_whole)
-    trial = Calibration(named=named, unnamed=unnamed, threshold=0, margin=0)
+        sets.append((router, router.questions(beside).worded(wording)))
+    weights = {"named": _weights(sets, True), "unnamed": _weights(sets, False)}
+    trial = Calibration.model_validate(weights | {"wording": wording, "threshold": 0, "margin": 0})
     own, asked = sets[0]
     alone = asked.alone or sets[1][1].alone
     judges = own if asked.alone else sets[1][0]
@@ -348,7 +386,12 @@ def _weights(sets: Sequence[tuple[Router, _Asked]], has_name: bool) -> list[floa
 
 
 def _features(pair: Pair, has_name: bool) -> list[float]:
-    return [pair.subject, pair.relation] if has_name else [pair.whole]
+    return [pair.subject, pair.relation, pair.whole, pair.wording] if has_name else [pair.whole]
+
+
+def _along(rest: Tensor, wording: Sequence[float]) -> Tensor:
+    """(..., d) -> (...): how far along a direction; zero where there is none."""
+    return rest @ torch.tensor(wording) if wording else rest.new_zeros(rest.shape[:-1])
 
 
 def _z(pair: Pair, calibration: Calibration) -> float:

@@ -450,7 +450,8 @@ class EditStore:
 def _routing(folder: Path, manifest: Manifest) -> Routing | None:
     """What a manifest says of routing; None where an earlier release wrote it, whose index is of no use now."""
     values = manifest.routing or {}
-    if "layer" in values:
+    calibration = values.get("calibration")
+    if "layer" in values or (isinstance(calibration, dict) and "wording" not in calibration):
         return None
     try:
         return Routing.model_validate(values)

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import lru_cache
 
 FUZZY = 0.8
 """Two spellings are the same name from this share of common letters on ("Trichobathra", "Trichobabra": 0.87)."""
@@ -52,6 +53,7 @@ def words(text: str) -> list[Word]:
     return [Word(folded(m.group()), m.start(), m.end()) for m in _WORD.finditer(text) if m.start() not in dropped]
 
 
+@lru_cache(maxsize=100_000)  # of each candidate, for each prompt
 def name_of(subject: str) -> tuple[str, ...]:
     """A subject's words without a leading article."""
     name = tuple(word.text for word in words(subject))
@@ -65,6 +67,7 @@ def content(said: Sequence[Word]) -> frozenset[str]:
     return frozenset(word.text for word in said if word.text not in _FUNCTION)
 
 
+@lru_cache(maxsize=1000)  # a text is held against each of its candidates' names
 def trigrams(text: str) -> frozenset[str]:
     """The runs of three letters of a name, its ends marked."""
     padded = f" {text} "

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from loredit.data import Fact, Probe
 from loredit.store.calibration import Calibration, cut, probability, regression
@@ -34,7 +35,7 @@ class Words(SentenceEncoder):
         return Reading(torch.stack(states), torch.tensor([[word.start, word.end] for word in said]))
 
 
-JUDGE = Calibration(named=(-6, 4, 6), unnamed=(-4, 8), threshold=0.6, margin=0.5)
+JUDGE = Calibration(named=(-6, 4, 6, 0, 0), unnamed=(-4, 8), threshold=0.6, margin=0.5)
 FACTS = (
     Fact(case_id="france", prompt="The capital of France is", target_new="Rome", subject="France"),
     Fact(case_id="egypt", prompt="The capital of Egypt is", target_new="Giza", subject="Egypt"),
@@ -176,6 +177,9 @@ def test_embeddings_are_kept_and_brought_back(router):
     assert again.route(prompts) == router.route(prompts)
     with pytest.raises(ValueError, match="keys"):
         again.restore(FACTS[:1], [0], router.tensors())
+    other = Router(Words(), JUDGE.model_copy(update={"wording": (1.0, 2.0)}))
+    with pytest.raises(ValueError, match="wording: 2 numbers, not 64"):
+        other.restore(router.facts, router.edits, router.tensors())
 
 
 def test_of_many_facts_those_with_the_subject_are_looked_at_too():
@@ -192,7 +196,7 @@ def test_regression_is_where_the_slope_is_zero():
     labels = (rows @ torch.tensor([1.0, -2.0, 0.0]) + 0.5 * torch.randn(200) > 0).float()
     beta = torch.tensor(regression(rows.tolist(), labels.tolist(), [1 / 200] * 200), requires_grad=True)
     x = torch.cat([torch.ones(200, 1), rows], 1)
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(x @ beta, labels) + 0.0015 * (beta[1:] ** 2).sum()
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(x @ beta, labels) + 0.00015 * (beta[1:] ** 2).sum()
     loss.backward()
     assert beta.grad.abs().max() < 1e-5
 
@@ -237,6 +241,58 @@ def test_calibration_needs_rephrasings_and_takes_the_samples_probes_where_there_
     assert went(router, *(fact.rephrase_prompts[0] for fact in facts)) == ["france", "egypt", "money"]
     strayed = [route for route in router.route(probes(samples())) if route.fact]
     assert len(strayed) <= 0.1 * len(probes(samples()))
+
+
+def worded(again: str, alone: str) -> list[Fact]:
+    """Facts whose rephrasings and probes have these words beside what they ask."""
+    return [
+        Fact(
+            case_id=str(i),
+            prompt=f"land{i} thing{i % 3}",
+            target_new=str(i),
+            subject=f"land{i}",
+            rephrase_prompts=(f"land{i} thing{i % 3} {again.format(i)}",),
+            locality={"same": (Probe(prompt=f"land{i} thing{i % 3} {alone.format(i)}", answers=("x",)),)},
+        )
+        for i in range(40)
+    ]
+
+
+def calibrated(facts: Sequence[Fact]) -> Router:
+    """Among these facts, by the first half of them."""
+    router = Router(Words(), JUDGE)
+    router.add(facts)
+    router.calibrate(facts[: len(facts) // 2], beside=samples()[:5], strays=0)
+    return router
+
+
+def test_a_prompt_that_is_worded_as_the_stores_probes_are_is_left_alone():
+    facts = worded("whither", "yonder")
+    router, others = calibrated(facts), facts[20:]
+    assert went(router, *(fact.rephrase_prompts[0] for fact in others)) == [fact.case_id for fact in others]
+    assert went(router, *probes(others)) == [None] * 20
+
+    def rest(text: str) -> torch.Tensor:
+        return normalize(Words()._reading(text.partition(" ")[2]).states.mean(0), dim=0)
+
+    again, alone = torch.zeros(64), torch.zeros(64)
+    for fact in facts[:20]:
+        again += rest(fact.rephrase_prompts[0]) / 20
+        alone += rest(probes([fact])[0]) / 20
+    ahead = again - alone
+    assert router.calibration.wording == pytest.approx((ahead / (ahead @ ahead)).tolist(), abs=1e-5)
+    assert float(again @ torch.tensor(router.calibration.wording)) == pytest.approx(
+        1 + float(alone @ torch.tensor(router.calibration.wording)), abs=1e-4
+    )
+
+
+def test_words_that_stand_in_one_fact_alone_say_nothing_about_others():
+    told, untold = (abs(calibrated(worded(*words)).calibration.named[4]) for words in (("w", "y"), ("w{}", "y{}")))
+    assert untold < 0.2 * told
+
+
+def test_of_the_samples_no_wording_is_taken():
+    assert fitted(Words(), worded("whither", "yonder"), beside=()).wording == ()
 
 
 def test_facts_contradict_each_other_where_one_question_has_two_answers():

@@ -19,7 +19,7 @@ from loredit.store.store import EditStore
 
 PROMPTS = ["The capital of France is", "Bread is made of", "Water is"]
 # A fact is found by its own prompt or by its subject and words; nothing else is near enough.
-JUDGE = Calibration(named=(-6, 4, 6), unnamed=(-4, 8), threshold=0.6, margin=0.5)
+JUDGE = Calibration(named=(-6, 4, 6, 0, 0), unnamed=(-4, 8), threshold=0.6, margin=0.5)
 
 
 def encoder(model):

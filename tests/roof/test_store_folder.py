@@ -276,6 +276,19 @@ def test_a_store_is_kept_with_its_index_and_its_numbers(store, tokenizer, tmp_pa
         assert [route.fact.case_id for route in routes] == ["france", "water"]
 
 
+def test_show_says_what_prompts_are_judged_by(store, tmp_path):
+    store.save(tmp_path)
+    named = store.router.calibration.named
+    told = " ".join(run("show", tmp_path).split())
+    assert f"weights: subject {named[1]:.1f}, relation {named[2]:.1f}, whole prompt {named[3]:.1f}" in told
+    manifest = read_manifest(tmp_path)
+    routing = manifest.routing | {
+        "calibration": {"named": [-4, 4, 3], "unnamed": [-4, 7], "threshold": 0.9, "margin": 0}
+    }
+    write(tmp_path, manifest.model_copy(update={"routing": routing}), read_tensors(tmp_path, manifest))
+    assert "an index of an earlier release" in " ".join(run("show", tmp_path).split())
+
+
 def test_a_fact_is_undone_in_a_saved_store_as_in_the_store_itself(store, tokenizer, tmp_path):
     store.save(tmp_path / "one")
     storage.remove(tmp_path / "one", "water")
@@ -301,6 +314,11 @@ def test_a_folder_of_an_earlier_release_is_embedded_anew_with_a_message(store, t
     caplog.clear()
     EditStore.load(tmp_path, store.model, tokenizer)
     assert "anew" not in caplog.text
+    manifest = read_manifest(tmp_path)
+    old = manifest.routing | {"calibration": {"named": [-4, 4, 3], "unnamed": [-4, 7], "threshold": 0.9, "margin": 0}}
+    write(tmp_path, manifest.model_copy(update={"routing": old}), read_tensors(tmp_path, manifest))
+    EditStore.load(tmp_path, store.model, tokenizer)
+    assert "3 facts embedded anew" in caplog.text
 
 
 def test_a_damaged_index_is_named(store, tokenizer, tmp_path):

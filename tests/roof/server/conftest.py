@@ -75,7 +75,7 @@ def opened(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
     preset = str(model_folder / "tiny.yaml")
     monkeypatch.setattr("loredit.hparams.presets", lambda editor: [preset] * (editor == "lora"))
     # Nothing is fitted at each start; the tests ask for facts by their own words.
-    calibration = Calibration(named=(-4, 4, 3), unnamed=(-4, 7), threshold=0.9, margin=0)
+    calibration = Calibration(named=(-4, 4, 3, 0, 0), unnamed=(-4, 7), threshold=0.9, margin=0)
     monkeypatch.setitem(routing._SHIPPED, "base", calibration)
 
     @contextmanager

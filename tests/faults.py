@@ -436,6 +436,20 @@ FAULTS = (
         ("roof/test_store.py::test_a_store_is_not_used_beside_other_edits",),
     ),
     Fault(
+        "half of a store's facts is judged by its own wording",
+        "loredit/store/routing.py",
+        "halves[0].worded(other).joined(halves[1].worded(one))",
+        "halves[0].worded(one).joined(halves[1].worded(other))",
+        ("roof/test_routing.py::test_words_that_stand_in_one_fact_alone_say_nothing_about_others",),
+    ),
+    Fault(
+        "all strays that are allowed are taken",
+        "loredit/store/calibration.py",
+        "gain = went - strayed - 10",
+        "gain = went - 10",
+        ("roof/test_routing.py::test_strays_that_bring_no_rephrasing_are_left_though_they_are_allowed",),
+    ),
+    Fault(
         "other threads call a model with edits",
         "engine/model/sharing.py",
         "get_ident() != me:",

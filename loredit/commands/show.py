@@ -11,6 +11,8 @@ from rich.table import Table
 from .common import Folder, explained, out, size
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..data import Fact
     from ..engine.outcome import Outcome
     from ..engine.storage.manifest import Manifest
@@ -50,7 +52,7 @@ def show(
         share = f"{100 * nonzero_share(stored.values()):.1f} % of their numbers are not zero"
         out.print(f"{len(manifest.facts)} edits, {size(folder)}; {share}")
         if manifest.routing:
-            out.print(_routing(manifest))
+            out.print(_routing(folder, manifest))
         settings = ", ".join(f"{key}={value}" for key, value in manifest.hparams.items())
         out.print(settings, style="dim")
 
@@ -65,17 +67,17 @@ def _went(manifest: Manifest, outcome: Outcome, fact: int) -> tuple[str, str, st
     return _SAID[outcome.learned(fact)], str(outcome.steps), loss
 
 
-def _routing(manifest: Manifest) -> str:
-    routing = manifest.routing or {}
-    if "wording" not in routing.get("calibration", {}):
+def _routing(folder: Path, manifest: Manifest) -> str:
+    from ..store.calibration import routing_of
+
+    routing = routing_of(folder, manifest)
+    if routing is None:
         return "prompts are found by an index of an earlier release, which is made anew when it is used"
-    fitted = (
-        f"{routing['fitted_to']} of these facts" if routing["fitted_to"] else "the samples or facts that were named"
-    )
+    fitted = f"{routing.fitted_to} of these facts" if routing.fitted_to else "the samples or facts that were named"
     names = ("subject", "relation", "whole prompt", "wording")
-    weights = ", ".join(f"{n} {w:.1f}" for n, w in zip(names, routing["calibration"]["named"][1:], strict=True))
+    weights = ", ".join(f"{n} {w:.1f}" for n, w in zip(names, routing.calibration.named[1:], strict=True))
     return (
-        f"prompts are found by {routing['encoder']}, from a score of {routing['calibration']['threshold']:.3f} on; "
+        f"prompts are found by {routing.encoder}, from a score of {routing.calibration.threshold:.3f} on; "
         f"calibrated on {fitted}; weights: {weights}"
     )
 

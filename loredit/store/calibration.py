@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..engine.storage.manifest import MANIFEST, Manifest, damaged
 
 _RIDGE = 0.0003  # of the regression, on a mean loss; ten times of it costs half a point
 _MARGINS = (0.0, 0.25, 0.5, 1.0, 2.0)  # choices, in units of z
@@ -25,6 +28,30 @@ class Calibration(BaseModel):
     """d, from how probes are worded to how rephrasings are; empty where only the samples are known."""
     threshold: float = Field(ge=0, le=1)
     margin: float = Field(ge=0)
+
+
+class Routing(BaseModel):
+    """What the manifest says of a store's routing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    encoder: str
+    calibration: Calibration
+    fitted_to: int = Field(ge=0)
+    """Facts of the store's own that it was calibrated on; 0 for the samples."""
+
+
+def routing_of(folder: Path, manifest: Manifest) -> Routing | None:
+    """What a manifest says of routing; None where an earlier release wrote it, whose index is of no use now."""
+    values = manifest.routing or {}
+    calibration = values.get("calibration")
+    if "layer" in values or (isinstance(calibration, dict) and "wording" not in calibration):
+        return None
+    try:
+        return Routing.model_validate(values)
+    except ValidationError as error:
+        faults = [f"routing.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise damaged(folder / MANIFEST, faults) from None
 
 
 def probability(z: float) -> float:

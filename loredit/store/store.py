@@ -6,10 +6,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,10 +20,8 @@ from ..engine.outcome import Outcome
 from ..engine.patches.patch import Patch
 from ..engine.patches.rows import Rows
 from ..engine.storage.manifest import (
-    MANIFEST,
     STORE,
     EditsError,
-    Manifest,
     alone,
     check_finite,
     damaged,
@@ -35,7 +31,7 @@ from ..engine.storage.manifest import (
     write,
 )
 from ..engine.storage.packed import Stored, dense, joined, packed, taken
-from .calibration import Calibration
+from .calibration import Calibration, Routing, routing_of
 from .encoder import BASE, DEFAULT, SentenceEncoder, encoder_of
 from .routing import Route, Router, background
 
@@ -43,17 +39,6 @@ logger = logging.getLogger(__name__)
 
 _ENOUGH = 20  # facts with rephrasings and probes from which on a store calibrates itself
 _MOST = 300  # facts that it calibrates itself on
-
-
-class Routing(BaseModel):
-    """What the manifest says of a store's routing."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    encoder: str
-    calibration: Calibration
-    fitted_to: Annotated[int, Field(ge=0)]
-    """Facts of the store's own that it was calibrated on; 0 for the samples."""
 
 
 class EditStore:
@@ -424,7 +409,7 @@ class EditStore:
         editor = editor_of(folder, manifest, model, tokenizer)
         first = filled(folder, frame_of(folder, editor), {name: taken(t, [0]) for name, t in tensors.items()}, 1)
         check_finite(folder, manifest, tensors)
-        routing = _routing(folder, manifest)
+        routing = routing_of(folder, manifest)
         same = routing is not None and encoder in (None, routing.encoder)
         named = encoder or (routing.encoder if routing else DEFAULT)
         store = EditStore(
@@ -447,19 +432,6 @@ class EditStore:
         return store
 
 
-def _routing(folder: Path, manifest: Manifest) -> Routing | None:
-    """What a manifest says of routing; None where an earlier release wrote it, whose index is of no use now."""
-    values = manifest.routing or {}
-    calibration = values.get("calibration")
-    if "layer" in values or (isinstance(calibration, dict) and "wording" not in calibration):
-        return None
-    try:
-        return Routing.model_validate(values)
-    except ValidationError as error:
-        faults = [f"routing.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise damaged(folder / MANIFEST, faults) from None
-
-
 def _spread(facts: Sequence[Fact], most: int) -> list[Fact]:
     """At most so many of the facts, evenly."""
     return [facts[i * len(facts) // most] for i in range(most)] if len(facts) > most else [*facts]
@@ -469,4 +441,4 @@ def _count(facts: Sequence[Fact]) -> str:
     return f"{len(facts)} fact{'s' * (len(facts) != 1)}"
 
 
-__all__ = ["BASE", "DEFAULT", "EditStore", "Routing"]
+__all__ = ["BASE", "DEFAULT", "EditStore"]

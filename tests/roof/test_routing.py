@@ -231,6 +231,12 @@ def test_the_cut_keeps_probes_and_wrong_rephrasings_within_their_shares():
     assert right >= best - 0.005
 
 
+def test_strays_that_bring_no_rephrasing_are_left_though_they_are_allowed():
+    again, alone = [(3.0, 9.0, True)] * 100, [(i / 50, 9.0) for i in range(100)]
+    threshold, _ = cut(again, alone, 0.05, 0.01)
+    assert probability(alone[-1][0]) < threshold <= probability(3.0)
+
+
 def test_calibration_needs_rephrasings_and_takes_the_samples_probes_where_there_are_none():
     with pytest.raises(ValueError, match="none of these facts has a rephrasing"):
         fitted(Words(), FACTS)

@@ -279,14 +279,17 @@ def test_a_store_is_kept_with_its_index_and_its_numbers(store, tokenizer, tmp_pa
 def test_show_says_what_prompts_are_judged_by(store, tmp_path):
     store.save(tmp_path)
     named = store.router.calibration.named
-    told = " ".join(run("show", tmp_path).split())
+    told = run("show", tmp_path)
     assert f"weights: subject {named[1]:.1f}, relation {named[2]:.1f}, whole prompt {named[3]:.1f}" in told
     manifest = read_manifest(tmp_path)
     routing = manifest.routing | {
         "calibration": {"named": [-4, 4, 3], "unnamed": [-4, 7], "threshold": 0.9, "margin": 0}
     }
     write(tmp_path, manifest.model_copy(update={"routing": routing}), read_tensors(tmp_path, manifest))
-    assert "an index of an earlier release" in " ".join(run("show", tmp_path).split())
+    assert "an index of an earlier release" in run("show", tmp_path)
+    routing["calibration"]["wording"] = []
+    write(tmp_path, manifest.model_copy(update={"routing": routing}), read_tensors(tmp_path, manifest))
+    assert "routing.calibration.named.3: Field required" in run("show", tmp_path, code=2)
 
 
 def test_a_fact_is_undone_in_a_saved_store_as_in_the_store_itself(store, tokenizer, tmp_path):

@@ -6,16 +6,16 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-from . import counterfact, fact_list, knowedit, qaedit, zsre
-from .facts import BadRecord, Fact, FactError, Probe
+from . import counterfact, fact_list, knowedit, mquake, qaedit, zsre
+from .facts import BadRecord, Claim, Fact, FactError, Probe
 from .formats import LoadedFacts, read
 from .records import read_bytes
 from .requests import from_request
 
-__all__ = ["BadRecord", "Fact", "FactError", "LoadedFacts", "Probe", "from_request", "load"]
+__all__ = ["BadRecord", "Claim", "Fact", "FactError", "LoadedFacts", "Probe", "from_request", "load"]
 
 # A plain list comes last: whatever else has a prompt and a target.
-FORMATS = (zsre.FORMAT, qaedit.FORMAT, counterfact.FORMAT, *knowedit.FORMATS, fact_list.FORMAT)
+FORMATS = (zsre.FORMAT, qaedit.FORMAT, mquake.FORMAT, counterfact.FORMAT, *knowedit.FORMATS, fact_list.FORMAT)
 
 
 def load(source: str | Path = "samples", *, skip_bad: bool = False) -> LoadedFacts:

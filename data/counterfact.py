@@ -10,9 +10,9 @@ from pathlib import Path
 
 from . import fact_list
 from .facts import Fact
-from .formats import Format, read_file
+from .formats import Requests, read_file
 
-FORMAT = Format(
+FORMAT = Requests(
     frozenset({"requested_rewrite"}),
     {
         "case_id": "case_id",

@@ -15,10 +15,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from .facts import Fact
-from .formats import OWN_NAMES, Format, read_file
+from .formats import OWN_NAMES, Requests, read_file
 from .requests import from_request
 
-FORMAT = Format(frozenset({"prompt", "target_new"}), OWN_NAMES)
+FORMAT = Requests(frozenset({"prompt", "target_new"}), OWN_NAMES)
 
 __all__ = ["FORMAT", "from_request", "load"]
 

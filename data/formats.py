@@ -4,42 +4,74 @@ from __future__ import annotations
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .facts import BadRecord, Fact, FactError
 from .messages import brief, listed
 from .records import read_bytes, records
-from .requests import FIELDS, to_fact
+from .requests import FIELDS, MESSAGES, to_fact
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 OWN_NAMES = {field: field for field in FIELDS}
 """The names of a format that calls everything as EasyEdit's request does."""
 
+_EXPECTED = {"tuple_type": "a list", "model_type": "an object with fields", "too_short": "one or more"}
+
 
 @dataclass(frozen=True)
-class Format:
-    """One way of writing facts down.
-
-    A file is in this format if any of its records has all ``keys``. ``names`` maps a request's fields to the format's
-    names for them, dots leading into nested objects ("portability.New Question"); what it leaves out is not read.
-    """
+class Format(ABC):
+    """One way of writing facts down; a file is in this format if any of its records has all ``keys``."""
 
     keys: frozenset[str]
-    names: Mapping[str, str]
 
-    def fact(self, record: object, case_id: str) -> tuple[Fact, int]:
-        """The record's fact, and how many of its probes were left out for want of an answer. Raises FactError."""
+    def read(self, record: object, case_id: str) -> tuple[list[Fact], int]:
+        """The record's facts, and how many of their probes were left out for want of an answer. Raises FactError."""
         if isinstance(record, ValueError):
             raise FactError("", [BadRecord("", "", str(record))])
         if not isinstance(record, dict):
             raise FactError("", [BadRecord("", "", f"expected an object with fields, found {brief(record)}")])
+        return self.facts(record, case_id)
+
+    @property
+    @abstractmethod
+    def known(self) -> frozenset[str]:
+        """The names of the fields that are read."""
+
+    @abstractmethod
+    def facts(self, record: Mapping[str, object], case_id: str) -> tuple[list[Fact], int]:
+        """:meth:`read` of an object; a fact without a ``case_id`` of its own gets this one."""
+
+
+@dataclass(frozen=True)
+class Requests(Format):
+    """Records that say what EasyEdit's request says, a fact each.
+
+    ``names`` maps a request's fields to the format's names for them, dots leading into nested objects
+    ("portability.New Question"); what it leaves out is not read.
+    """
+
+    names: Mapping[str, str]
+
+    @property
+    def known(self) -> frozenset[str]:
+        return frozenset(name.partition(".")[0] for name in self.names.values())
+
+    def facts(self, record: Mapping[str, object], case_id: str) -> tuple[list[Fact], int]:
         try:
             request = {field: _look_up(record, name) for field, name in self.names.items()}
-            return to_fact(request, case_id)
+            fact, unanswered = to_fact(request, case_id)
+            return [fact], unanswered
         except FactError as error:
             raise FactError("", [fault._replace(field=self._own(fault.field)) for fault in error.bad]) from None
 
@@ -47,6 +79,46 @@ class Format:
         """The format's own name for a field of the request, or for what is inside of one."""
         head = re.split(r"[.\[]", field)[0]
         return self.names.get(head, head) + field[len(head) :]
+
+
+class Record(BaseModel, ABC):
+    """A record of a form of its own: its fields are those that are read, under the names that the file has."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @abstractmethod
+    def facts(self, case_id: str) -> tuple[list[Fact], int]:
+        """Its facts, and how many of their probes were left out for want of an answer.
+
+        ``case_id`` is for a record without one. Raises FactError.
+        """
+
+
+@dataclass(frozen=True)
+class Records(Format):
+    """Records of a form of their own."""
+
+    record: type[Record]
+
+    @property
+    def known(self) -> frozenset[str]:
+        return frozenset(field.alias or name for name, field in self.record.model_fields.items())
+
+    def facts(self, record: Mapping[str, object], case_id: str) -> tuple[list[Fact], int]:
+        try:
+            return self.record.model_validate(record).facts(case_id)
+        except ValidationError as error:
+            raise FactError("", [_fault(one) for one in error.errors()]) from None
+
+
+def _fault(error: ErrorDetails) -> BadRecord:
+    """What pydantic found, with the place in the file's own words: ``questions[0]``."""
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
+    found = brief(error["input"])
+    if expected := _EXPECTED.get(error["type"]):
+        return BadRecord("", field, f"is {found}, expected {expected}")
+    said = MESSAGES.get(error["type"])
+    return BadRecord("", field, said.format(found) if said else f"is {found}: {error['msg']}")
 
 
 @dataclass(frozen=True)
@@ -95,14 +167,15 @@ def read(name: str, content: bytes, formats: Sequence[Format], *, skip_bad: bool
             bad += [fault._replace(where=where) for fault in misspelt]
             continue
         try:
-            fact, dropped = chosen.fact(record, str(number))
+            own, dropped = chosen.read(record, str(number))
         except FactError as error:
             bad += [fault._replace(where=where) for fault in error.bad]
             continue
-        if fact.case_id in facts:
-            bad.append(BadRecord(where, "case_id", f"{fact.case_id!r} is taken by {first[fact.case_id]}"))
+        if taken := next((fact.case_id for fact in own if fact.case_id in facts), None):
+            bad.append(BadRecord(where, "case_id", f"{taken!r} is taken by {first[taken]}"))
             continue
-        facts[fact.case_id], first[fact.case_id] = fact, where
+        facts |= {fact.case_id: fact for fact in own}
+        first |= dict.fromkeys((fact.case_id for fact in own), where)
         unanswered += dropped
     if bad and not skip_bad:
         raise FactError(f"{name}: {len(bad)} faults (--skip-bad or skip_bad=True leaves these records out):", bad)
@@ -136,9 +209,8 @@ def _choose(name: str, formats: Sequence[Format], objects: Sequence[dict[str, ob
 
 def _misspelt(chosen: Format, record: dict[str, object]) -> list[BadRecord]:
     """Fields of a record that are nearly the name of one that it does not have, so that nothing is lost unseen."""
-    known = {name.partition(".")[0] for name in chosen.names.values()}
-    absent = [name for name in known if name not in record]
-    near = {key: _nearest(key, tuple(sorted(absent))) for key in record if key not in known}
+    absent = [name for name in chosen.known if name not in record]
+    near = {key: _nearest(key, tuple(sorted(absent))) for key in record if key not in chosen.known}
     return [BadRecord("", key, f"is unknown; did you mean {match!r}?") for key, match in near.items() if match]
 
 

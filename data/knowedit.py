@@ -13,11 +13,13 @@ from pathlib import Path
 
 from . import fact_list
 from .facts import Fact, FactError
-from .formats import OWN_NAMES, Format, read_file
+from .formats import OWN_NAMES, Requests, read_file
 
 FORMATS = (
-    Format(frozenset({"prompt", "target_new", "rephrase"}), OWN_NAMES | {"rephrase_prompt": "rephrase"}),
-    Format(frozenset({"text", "labels"}), OWN_NAMES | {"subject": "concept", "prompt": "text", "target_new": "labels"}),
+    Requests(frozenset({"prompt", "target_new", "rephrase"}), OWN_NAMES | {"rephrase_prompt": "rephrase"}),
+    Requests(
+        frozenset({"text", "labels"}), OWN_NAMES | {"subject": "concept", "prompt": "text", "target_new": "labels"}
+    ),
 )
 """WikiData_recent's and WikiBio's; the other two are :data:`fact_list.FORMAT`."""
 

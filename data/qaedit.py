@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from .facts import Fact
-from .formats import Format, read_file
+from .formats import Requests, read_file
 
-FORMAT = Format(
+FORMAT = Requests(
     frozenset({"source", "target", "rephrase", "locality"}),
     {
         "subject": "subject",

@@ -24,7 +24,7 @@ NO_GROUND_TRUTH = "<|endoftext|>"
 """What EasyEdit writes into requests that were made without a ground truth."""
 
 _MISSING = object()
-_MESSAGES = {
+MESSAGES = {
     "missing": "is missing",
     "string_too_short": "is empty",
     "string_too_long": f"has more than {LONGEST:,} characters",
@@ -34,6 +34,7 @@ _MESSAGES = {
     "dict_type": "is {}, expected groups of probes: name -> list of prompt and ground_truth",
     "model_type": "is {}, expected a probe: prompt and ground_truth",
 }
+"""What is said of a field by the kind of its fault; {} is what was found."""
 
 
 def from_request(request: Mapping[str, object], *, case_id: str | None = None) -> Fact:
@@ -89,9 +90,7 @@ def to_fact(request: Mapping[str, object], case_id: str | None) -> tuple[Fact, i
         fact = Fact.model_validate(fields | answered)
     except ValidationError as error:
         for fault in error.errors():
-            if fault["type"] == "too_short":  # follows from the refused answers of the same probe, told by themselves
-                continue
-            message = _MESSAGES.get(fault["type"], fault["msg"]).format(brief(fault["input"]))
+            message = MESSAGES.get(fault["type"], fault["msg"]).format(brief(fault["input"]))
             bad.append(BadRecord("", _field(fault["loc"], given), message))
     if bad:
         raise FactError("this request makes no fact:", bad)

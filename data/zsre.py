@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from .facts import Fact
-from .formats import Format, read_file
+from .formats import Requests, read_file
 
-FORMAT = Format(
+FORMAT = Requests(
     frozenset({"src", "alt"}),
     {
         "case_id": "case_id",

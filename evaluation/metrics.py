@@ -18,12 +18,17 @@ generation_*           generation     :func:`generated`, :func:`generated_unchan
 contains_*             generation     :func:`contained`: the same, with other words around the answer
 probability_*          probabilities  :func:`preferred`: the right answer is likelier than its rival
 margin_*               probabilities  :func:`margin`: by how much
+claim_*                strict         :func:`strict` of the probes of each claim, joined by its rule
+contains_claim_*       generation     :func:`contained` of them, likewise
 fluency                fluency        :func:`ngram_entropy` of sampled text
 =====================  =============  =====================================================================
 
 ``token_em`` and ``fluency`` are EasyEdit's metrics (zjunlp/EasyEdit, ``evaluate/evaluate_utils.py``), the
 ``probabilities`` are ROME's (arXiv 2202.05262; kmeng01/rome, ``experiments/summarize.py``), ``generation`` compares
 as SQuAD does (arXiv 1606.05250). Unlike there, a NaN never leaves a mean in silence: its case is a :class:`Failure`.
+
+A group of claims (:class:`~..data.facts.Claim`) has a number of its own, named after it: the share of its claims that
+are true, of those whose given probes the unedited model answers, for it and for the edited model alike.
 
 A fact that failed has no observations, so means are of the others; a method that gives up on hard facts would gain.
 Beside them, edit success and generalization are therefore given once more with failed facts as 0
@@ -46,7 +51,7 @@ import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from scipy.special import betaincinv
 
-from .scores import AnswerScore, FactScores, Kind, ProbeScores, Seen
+from .scores import AnswerScore, FactScores, Kind, Place, ProbeScores, Seen
 
 if TYPE_CHECKING:
     from nltk.tokenize import NLTKWordTokenizer
@@ -63,20 +68,21 @@ PICKS_AT_ONCE = 1_000_000  # bounds the bootstrap's memory to some ten megabytes
 # One probe through one model
 
 
-def token_em(probe: ProbeScores, seen: Seen) -> float:
+def token_em(probe: ProbeScores, seen: Seen) -> float | None:
     """Share of the answer's tokens that are the argmax with the answer teacher-forced; the best of several aliases.
 
-    Higher is better. Source: EasyEdit, ``test_prediction_acc``.
+    None where nobody wrote an answer down. Higher is better. Source: EasyEdit, ``test_prediction_acc``.
     """
-    return max(fmean(answer.correct) for answer in seen.answers)
+    return max((fmean(answer.correct) for answer in seen.answers), default=None)
 
 
-def unchanged(probe: ProbeScores, seen: Seen) -> float:
+def unchanged(probe: ProbeScores, seen: Seen) -> float | None:
     """Share of the answer's positions where the edited model's argmax is the unedited model's, right or wrong.
 
-    Higher is better. Source: EasyEdit, ``test_prediction_acc(locality=True)`` before and after the edit.
+    None where nobody wrote an answer down. Higher is better. Source: EasyEdit, ``test_prediction_acc(locality=True)``
+    before and after the edit.
     """
-    return fmean(probe.same)
+    return fmean(probe.same) if probe.same else None
 
 
 def strict(probe: ProbeScores, seen: Seen) -> float:
@@ -84,9 +90,9 @@ def strict(probe: ProbeScores, seen: Seen) -> float:
     return float(any(all(answer.correct) for answer in seen.answers))
 
 
-def strict_unchanged(probe: ProbeScores, seen: Seen) -> float:
+def strict_unchanged(probe: ProbeScores, seen: Seen) -> float | None:
     """1 if the argmax changed at none of the answer's positions. Higher is better; never above ``unchanged``."""
-    return float(all(probe.same))
+    return float(all(probe.same)) if probe.same else None
 
 
 def generated(probe: ProbeScores, seen: Seen) -> float | None:
@@ -242,6 +248,35 @@ def _group_mean(scored: Iterable[tuple[str, float | None]]) -> Value | None:
     return Value(100 * fmean(map(fmean, groups.values())), sum(map(len, groups.values())))
 
 
+def _claimed(group: str, score: Callable[[ProbeScores, Seen], float | None]) -> PerFact:
+    """The share of a group's claims that are true, of those that count."""
+
+    def per_fact(fact: FactScores) -> tuple[Value | None, Value | None]:
+        claims: dict[int, list[tuple[Place, ProbeScores]]] = defaultdict(list)
+        for probe in fact.probes:
+            if probe.group == group and probe.place is not None:
+                claims[probe.place.claim].append((probe.place, probe))
+        counting = [
+            [(place.way, probe) for place, probe in claim if place.way is not None]
+            for claim in claims.values()
+            if all(score(probe, probe.base) == 1 for place, probe in claim if place.way is None)
+        ]
+
+        def true(edited: bool) -> Value | None:
+            found = []
+            for claim in counting:
+                ways: dict[int, list[float | None]] = defaultdict(list)
+                for way, probe in claim:
+                    ways[way].append(score(probe, probe.edited if edited else probe.base))
+                if not any(None in way for way in ways.values()):
+                    found.append(float(any(all(way) for way in ways.values())))
+            return Value(100 * fmean(found), sum(map(len, counting))) if found else None
+
+        return true(True), true(False)
+
+    return per_fact
+
+
 def _fluency(fact: FactScores) -> tuple[Value | None, Value | None]:
     edited, base = (
         None if text is None else Value(100 * ngram_entropy(text), 1) for text in (fact.edited_text, fact.base_text)
@@ -329,6 +364,24 @@ METRICS = (
     Metric("margin_locality", "locality, margin", "probabilities", _averaged("locality", margin), bounds=MARGIN),
     Metric("fluency", "fluency", "fluency", _fluency, bounds=None),
 )
+"""What every run may have, in the order in which it is shown; the claims' come behind the rest of their family."""
+
+_CLAIMED: tuple[tuple[str, str, Family, Callable[[ProbeScores, Seen], float | None]], ...] = (
+    ("claim_{}", "{}", "strict", strict),
+    ("contains_claim_{}", "{}, contained", "generation", contained),
+)
+
+
+def _metrics(scores: Iterable[FactScores]) -> list[Metric]:
+    """:data:`METRICS` and those of the claims that there are, families together."""
+    groups = dict.fromkeys(probe.group for fact in scores for probe in fact.probes if probe.kind == "claim")
+    claims = [
+        Metric(name.format(group), label.format(group.replace("_", " ")), family, _claimed(group, score))
+        for name, label, family, score in _CLAIMED
+        for group in groups
+    ]
+    families = [*dict.fromkeys(metric.family for metric in METRICS)]
+    return sorted([*METRICS, *claims], key=lambda metric: families.index(metric.family))
 
 
 # All facts
@@ -381,7 +434,7 @@ class Summary(_Result):
     nonzero_share: float | None
     """Mean share of an edit's trained numbers that are not zero, 0 .. 1."""
     metrics: dict[str, MetricSummary]
-    """By :attr:`Metric.name`, in the order of :data:`METRICS`; only those that were observed."""
+    """By :attr:`Metric.name`, in the order of :data:`METRICS`, then claims; only those that were observed."""
 
 
 class PairedDifference(_Result):
@@ -436,7 +489,7 @@ def summarise(scores: Sequence[FactScores], *, seed: int = 0) -> Summary:
     for fact in scores:
         (sound if failure(fact) is None else failed).append(fact)
     metrics = {}
-    for metric in METRICS:
+    for metric in _metrics(scores):
         observed = [metric.per_fact(fact) for fact in sound]
         edited = [value for value, _ in observed if value is not None]
         base = [value for _, value in observed if value is not None]
@@ -487,7 +540,7 @@ def compare(a: Sequence[FactScores], b: Sequence[FactScores], *, seed: int = 0) 
     sound = [(first[case_id], second[case_id]) for case_id in common if case_id not in out]
     unsound = [[(fact, failure(fact) is None) for fact in (first[i], second[i])] for i in common if i in out]
     metrics = {}
-    for metric in METRICS:
+    for metric in _metrics([*a, *b]):
         pairs = [pair for x, y in sound if (pair := _pair(metric, (x, True), (y, True)))]
         if pairs:
             lost = [pair for x, y in unsound if (pair := _pair(metric, x, y))]

@@ -1,7 +1,8 @@
 """A whole run: facts are edited, scored, and written as they come; an interrupted run goes on.
 
-``single`` edits each fact on the base model, many side by side, in groups that any worker can take; ``batch`` makes one
-edit that carries all facts; ``sequential`` edits one fact after another on the same model. A run's folder holds
+``single`` edits each fact (or bundle of facts) on the base model, many side by side, in groups that any worker can
+take; ``batch`` makes one edit that carries all facts; ``sequential`` edits one fact after another on the same model. A
+run's folder holds
 
 - ``run.json``: everything needed to repeat it;
 - ``results.jsonl``: one :class:`FactScores` a line; single: of each fact's own edit, in the order in which edits were
@@ -32,6 +33,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import data as facts_of
 from ..data import BadRecord, Fact, LoadedFacts
+from ..data.facts import bundles
 from ..editors import Editor, Edits, load, settings
 from ..engine.devices import Budget
 from ..engine.files import locked, replacing
@@ -148,8 +150,8 @@ def run(
         perplexity_text: a file, on which both models' perplexity is measured at the same points.
         overrides: hyper-parameters in place of the preset's.
         model: a name in place of the preset's.
-        limit: edit this many facts at most.
-        offset: skip this many facts first.
+        limit: edit this many facts at most; a bundle counts as one.
+        offset: skip this many facts first, counted alike.
         skip_bad: leave faulty records out, and list them in the result.
         seed: same seed, same machine: same numbers.
         device: auto, cpu, cuda, cuda:1, mps, split (over all GPUs).
@@ -183,11 +185,10 @@ def run(
     if facts is not None:
         data = LoadedFacts.of(facts)
     loaded_facts = facts_of.load(data, skip_bad=skip_bad) if isinstance(data, str) else data
-    chosen = loaded_facts.facts[offset : None if limit is None else offset + limit]
+    changes = bundles(loaded_facts.facts)
+    chosen = [fact for one in changes[offset : None if limit is None else offset + limit] for fact in one]
     if not chosen:
-        raise RunError(
-            f"no facts to edit: {len(loaded_facts.facts)} in {loaded_facts.source}, offset {offset}, limit {limit}"
-        )
+        raise RunError(f"no facts to edit: {len(changes)} in {loaded_facts.source}, offset {offset}, limit {limit}")
     points = _points(mode, checkpoints, len(chosen), chunk)
     text = _text(mode, perplexity_text)
     if workers is not None and mode != "single":
@@ -452,15 +453,19 @@ def saved(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 def grouped(facts: Sequence[Fact], size: int) -> list[list[Fact]]:
-    """The facts in groups of like length, so many at most in each, the longest first.
+    """The facts in groups of like length, so many at most in each, the longest first; a bundle counts as one fact.
 
     Example:
         >>> short, long = (Fact(case_id=p, prompt=p, target_new="x") for p in ("a", "a b"))
         >>> [[fact.case_id for fact in group] for group in grouped([short, long], 1)]
         [['a b'], ['a']]
     """
-    ordered = sorted(facts, key=lambda fact: len(fact.prompt) + len(fact.target_new), reverse=True)
-    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+
+    def length(bundle: Sequence[Fact]) -> int:
+        return sum(len(fact.prompt) + len(fact.target_new) for fact in bundle)
+
+    ordered = sorted(bundles(facts), key=length, reverse=True)
+    return [[fact for one in ordered[i : i + size] for fact in one] for i in range(0, len(ordered), size)]
 
 
 def _edit_one(job: _Job, method: Editor, mode: EditMode, points: Sequence[int], chunk: int, text: str | None) -> None:

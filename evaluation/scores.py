@@ -16,7 +16,7 @@ Finite = Annotated[
 ]
 """A number, or None for one that is not finite, which JSON could not say. Earlier files said NaN."""
 
-Kind = Literal["rewrite", "rephrase", "chat", "locality", "portability"]
+Kind = Literal["rewrite", "rephrase", "chat", "locality", "portability", "claim"]
 
 
 class _Record(BaseModel):
@@ -44,6 +44,15 @@ class Seen(_Record):
     """Greedy continuation of the prompt up to a natural stop. Only with ``generation``."""
 
 
+class Place(_Record):
+    """Where in a claim (:class:`~...data.facts.Claim`) a probe stands."""
+
+    claim: int
+    """Which of its group's."""
+    way: int | None
+    """None: it is given."""
+
+
 class ProbeScores(_Record):
     """One probe through the unedited and the edited model."""
 
@@ -55,7 +64,9 @@ class ProbeScores(_Record):
     base: Seen
     edited: Seen
     same: tuple[bool, ...]
-    """Per token of the *first* answer: is the edited model's argmax the unedited model's?"""
+    """Per token of the *first* answer: is the edited model's argmax the unedited model's? Empty without one."""
+    place: Place | None = None
+    """Of a claim's probe."""
 
 
 class FactScores(_Record):

@@ -31,7 +31,7 @@ from ..engine.patches.branches import WeightSitePatch
 from ..engine.patches.patch import Patch, Report
 from ..engine.progress import Phase, Shown, shown
 from ..engine.seeds import seed_of
-from .scores import AnswerScore, FactScores, Kind, ProbeScores, Seen
+from .scores import AnswerScore, FactScores, Kind, Place, ProbeScores, Seen
 from .unedited import Texts
 
 _T = TypeVar("_T")
@@ -80,7 +80,7 @@ def evaluate(
     carried = ((e, i) for e, facts in enumerate(edits.facts) for i in range(len(facts)))
     # Of an edit, however many facts it carries.
     found = [(edits.nonzero_share(e), _report(edits.patch, e)) for e in range(len(edits))]
-    jobs = [Job(edits, e, i, *found[e], "probabilities" in measures) for e, i in carried]
+    jobs = [Job(edits, e, i, *found[e], measures) for e, i in carried]
     good = [job for job in jobs if not job.error]
 
     with shown(progress) as tell, frozen(edits.editor.model), torch.no_grad():
@@ -114,7 +114,9 @@ class Pass:
 class Job:
     """One fact under one edit: its probes, and what has been seen of them so far."""
 
-    def __init__(self, edits: Edits, edit: int, fact: int, share: float, report: Report, probabilities: bool) -> None:
+    def __init__(
+        self, edits: Edits, edit: int, fact: int, share: float, report: Report, measures: Collection[Measure]
+    ) -> None:
         self.edits, self.edit, self.fact = edits, edit, edits.facts[edit][fact]
         self.share, self.report = share, report
         self.error = edits.outcomes[edit].lost.get(fact, edits.outcomes[edit].error)
@@ -124,7 +126,7 @@ class Job:
         self.answers: dict[Prompt, tuple[str, str]] = {}
         self.texts: tuple[str, str] | None = None
         try:
-            self.probes = list(_probes(self.fact, edits.editor.encoder, probabilities))
+            self.probes = list(_probes(self.fact, edits.editor.encoder, measures))
             self.rows = _rows(self.probes, edits.editor.encoder)
         except EncodingError as error:
             self.error = self.error or str(error)
@@ -152,8 +154,10 @@ class Job:
 
     def _probe_scores(self, probe: _Probe) -> ProbeScores:
         base, edited = (self._seen(probe, model) for model in (0, 1))
-        first = self.passes[probe.prompt, probe.answers[0]]
-        same = tuple(a == b for a, b in zip(first[0].argmax, first[1].argmax, strict=True))
+        same: tuple[bool, ...] = ()
+        if probe.answers:
+            first = self.passes[probe.prompt, probe.answers[0]]
+            same = tuple(a == b for a, b in zip(first[0].argmax, first[1].argmax, strict=True))
         return ProbeScores(
             kind=probe.kind,
             group=probe.group,
@@ -162,6 +166,7 @@ class Job:
             base=base,
             edited=edited,
             same=same,
+            place=probe.place,
         )
 
     def _seen(self, probe: _Probe, model: int) -> Seen:
@@ -186,13 +191,16 @@ class _Probe:
     prompt: Prompt
     answers: tuple[str, ...]
     contrasts: tuple[str, ...] = ()  # none or one
+    place: Place | None = None
 
 
-def _probes(fact: Fact, encoder: Encoder, probabilities: bool) -> Iterator[_Probe]:
-    """The fact's own prompt, rephrasings and questions ask for the new answer; every other probe has its own.
+def _probes(fact: Fact, encoder: Encoder, measures: Collection[Measure]) -> Iterator[_Probe]:
+    """The fact's own prompt, rephrasings and questions ask for the new answer; every other probe has its own, or none,
+    where it is asked only if answers are generated.
 
     Questions are asked in a chat, of a model that has a template for it. Raises EncodingError.
     """
+    probabilities, generation = "probabilities" in measures, "generation" in measures
     old = tuple(a for a in fact.ground_truth[:1] if probabilities and a != fact.target_new)
     new = (fact.target_new,)
     yield _Probe("rewrite", "rewrite", fact.prompt, Prompt(fact.prompt), new, old)
@@ -202,16 +210,24 @@ def _probes(fact: Fact, encoder: Encoder, probabilities: bool) -> Iterator[_Prob
         yield _Probe("chat", "chat", message, encoder.chat(message), new, old)
     for group, probes in fact.locality.items():
         for probe in probes:
-            rival = new if probabilities and fact.target_new not in probe.answers else ()
+            if not probe.answers and not generation:
+                continue
+            rival = new if probabilities and probe.answers and fact.target_new not in probe.answers else ()
             yield _Probe("locality", group, probe.prompt, Prompt(probe.prompt), probe.answers, rival)
     for group, probes in fact.portability.items():
         for probe in probes:
             yield _Probe("portability", group, probe.prompt, Prompt(probe.prompt), probe.answers)
+    for group, claims in fact.claims.items():
+        for number, claim in enumerate(claims):
+            for way, probes in ((None, claim.given), *enumerate(claim.ways)):
+                for probe in probes:
+                    place = Place(claim=number, way=way)
+                    yield _Probe("claim", group, probe.prompt, Prompt(probe.prompt), probe.answers, place=place)
 
 
 def rows_of(fact: Fact, encoder: Encoder, *, measures: Collection[Measure] = ()) -> list[Encoded]:
     """The texts that are teacher-forced to score a fact, each once. Raises EncodingError."""
-    return [*_rows(_probes(fact, encoder, "probabilities" in measures), encoder).values()]
+    return [*_rows(_probes(fact, encoder, measures), encoder).values()]
 
 
 def _rows(probes: Iterable[_Probe], encoder: Encoder) -> dict[tuple[Prompt, str], Encoded]:
@@ -278,7 +294,8 @@ def _generate(edits: Edits, jobs: Sequence[Job], known: Texts | None, progress: 
     for job in jobs:
         held: dict[Prompt, int] = {}
         for probe in job.probes:
-            held[probe.prompt] = max(held.get(probe.prompt, 0), *(answer.count(".") for answer in probe.answers))
+            stops = (answer.count(".") for answer in probe.answers)
+            held[probe.prompt] = max([held.get(probe.prompt, 0), *stops])
         requests += [_Request(job, prompt, n) for prompt, n in held.items()]
     ends, full_stops = _natural_stops(edits.editor.tokenizer)
 

@@ -24,6 +24,7 @@ SETS: dict[str, str] = {
     "wild-zsre": "wild/zsre-2000.json",
     "wikibigedit": "wild/wikibigedit-2000.json",
     "qaedit": "wild/qaedit-700.json",
+    "mquake": "mquake/MQuAKE-CF-3k-v2.json",
     "samples": "",
 }
 """File of each set, below one folder; the samples come with the project."""

@@ -11,12 +11,14 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from ..data import Fact
+from ..data.facts import bundles
 from ..editors import Editor, Edits, find
 from ..engine.model.loading import LoadedModel
 from ..engine.model.loading import load as load_model
@@ -95,7 +97,7 @@ class Scored(_Told):
 
 
 def edit_and_score(spec: Spec, facts: Sequence[Fact]) -> Scored:
-    """Each fact edited on its own, side by side with the others, and scored.
+    """Each fact (or bundle) edited on its own, side by side with the others, and scored.
 
     Args:
         spec: what is to be done.
@@ -129,9 +131,13 @@ def scored(
     keep: Callable[[Edits], None] = lambda edits: None,
 ) -> Iterator[Scored]:
     """:func:`edit_and_score` by an editor that is there already, handed out in batches that fit into memory; ``keep``
-    is given the edits of each."""
+    is given the edits of each. A bundle is one edit, made by itself."""
+    changes = bundles(facts)
+    alone = [fact for one in changes if len(one) == 1 for fact in one]
+    batches = editor.edit_batches(alone, edits_at_once=spec.edits_at_once, progress=progress)
+    together = (editor.edit(one, progress=progress or False) for one in changes if len(one) > 1)
     begun = time.perf_counter()
-    for edits in editor.edit_batches(facts, edits_at_once=spec.edits_at_once, progress=progress):
+    for edits in chain(batches, together):
         trained = time.perf_counter()
         keep(edits)
         found = evaluate(
@@ -143,8 +149,8 @@ def scored(
             progress=progress or False,
         )
         times = {
-            "edit_seconds": (trained - begun) / len(edits),
-            "score_seconds": (time.perf_counter() - trained) / len(edits),
+            "edit_seconds": (trained - begun) / len(found),
+            "score_seconds": (time.perf_counter() - trained) / len(found),
         }
         yield Scored(
             scores=tuple(one.model_copy(update=times) for one in found),

@@ -57,6 +57,7 @@ PEFT = "editors/test_lora.py::test_an_edit_is_what_peft_trains_in_a_plain_loop[l
 FRESH = "editors/test_lora.py::test_a_fresh_edit_changes_nothing[gpt2]"
 RULE = "editors/test_roselora.py::test_an_edit_is_what_the_papers_rule_makes[gpt2, changes0]"
 JOINED = "engine/model/test_decoder.py::test_rows_that_come_and_go_are_written_as_alone"
+CLAIMS = "evaluation/test_claims.py::"
 OPENAI = "roof/server/test_openai.py::"
 TIES = "editors/test_roselora.py::test_of_equal_sensitivities_the_first_are_kept"
 PROBES = "evaluation/test_scoring.py::test_every_probe_is_what_a_slow_loop_sees[gpt2]"
@@ -72,6 +73,45 @@ BASE, LORA, ROSELORA = (f"editors/{name}.py" for name in ("base", "lora", "rosel
 SCORING, SEEDS = "evaluation/scoring.py", "engine/seeds.py"
 
 FAULTS = (
+    # Claims and bundles
+    Fault(
+        "any way taken for all",
+        "evaluation/metrics.py",
+        "found.append(float(any(all(way) for way in ways.values())))",
+        "found.append(float(all(all(way) for way in ways.values())))",
+        (
+            f"{CLAIMS}test_a_score_is_the_loops",
+            f"{CLAIMS}test_any_of_several_ways_is_enough_and_each_needs_all_of_its_probes",
+        ),
+    ),
+    Fault(
+        "what is given asked of the edited model",
+        "evaluation/metrics.py",
+        "if all(score(probe, probe.base) == 1 for place, probe in claim if place.way is None)",
+        "if all(score(probe, probe.edited) == 1 for place, probe in claim if place.way is None)",
+        (f"{CLAIMS}test_a_claim_counts_only_where_the_unedited_model_knows_what_is_given",),
+    ),
+    Fault(
+        "claims of all groups as one",
+        "evaluation/metrics.py",
+        "if probe.group == group and probe.place is not None:",
+        "if probe.place is not None:",
+        (f"{CLAIMS}test_a_score_is_the_loops",),
+    ),
+    Fault(
+        "half a bundle in a group",
+        "evaluation/runs.py",
+        "ordered = sorted(bundles(facts), key=length, reverse=True)",
+        "ordered = sorted(([fact] for fact in facts), key=length, reverse=True)",
+        (f"{CLAIMS}test_groups_of_a_run_hold_whole_bundles",),
+    ),
+    Fault(
+        "a bundle's facts edited one by one",
+        "evaluation/work.py",
+        "alone = [fact for one in changes if len(one) == 1 for fact in one]",
+        "changes = [[fact] for fact in facts]\n    alone = [*facts]",
+        (f"{CLAIMS}test_a_bundle_is_one_edit_and_counts_as_one_fact",),
+    ),
     # Training
     Fault(
         "mean over edits instead of sum",

@@ -78,7 +78,7 @@ def told(scores: Sequence[FactScores], most: int = 3) -> list[FactScores]:
 
 def right_share(probe: ProbeScores, seen: Seen) -> float:
     """``token_em`` of the best alias, 0 to 1; of a locality probe too, where it is the share of the truth."""
-    return max(fmean(answer.correct) for answer in seen.answers)
+    return max((fmean(answer.correct) for answer in seen.answers), default=0.0)
 
 
 def _right(probe: ProbeScores, seen: Seen) -> bool:

@@ -68,7 +68,8 @@ def _request(scores: FactScores) -> dict[str, object]:
 
 def _phase(scores: FactScores, model: Literal["base", "edited"]) -> dict[str, object]:
     def accuracies(probes: Iterable[ProbeScores]) -> list[float]:
-        return [token_em(probe, probe.edited if model == "edited" else probe.base) for probe in probes]
+        scored = (token_em(probe, probe.edited if model == "edited" else probe.base) for probe in probes)
+        return [score for score in scored if score is not None]
 
     phase: dict[str, object] = {}
     meta: dict[str, object] = {}
@@ -80,7 +81,7 @@ def _phase(scores: FactScores, model: Literal["base", "edited"]) -> dict[str, ob
     phase["portability"] = {f"{g}_acc": accuracies(ps) for g, ps in _groups(_of(scores, "portability")).items()}
     if model == "edited":
         for group, probes in _groups(_of(scores, "locality")).items():
-            locality[f"{group}_acc"] = [unchanged(probe, probe.edited) for probe in probes]
+            locality[f"{group}_acc"] = [same for p in probes if (same := unchanged(p, p.edited)) is not None]
             meta[f"locality.{group}"] = {"result_key": f"locality.{group}_acc", **_UNCHANGED}
     text = scores.edited_text if model == "edited" else scores.base_text
     if text is not None:
@@ -89,7 +90,8 @@ def _phase(scores: FactScores, model: Literal["base", "edited"]) -> dict[str, ob
 
 
 def _of(scores: FactScores, kind: Kind) -> list[ProbeScores]:
-    return [probe for probe in scores.probes if probe.kind == kind]
+    """Those of one kind that have an answer, without which EasyEdit asks nothing."""
+    return [probe for probe in scores.probes if probe.kind == kind and probe.answers]
 
 
 def _groups(probes: Iterable[ProbeScores]) -> Mapping[str, list[ProbeScores]]:

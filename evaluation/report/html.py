@@ -41,6 +41,7 @@ TITLES = {
     "chat": "Asked in a chat",
     "portability": "What follows from it (portability)",
     "locality": "Neighbours (locality)",
+    "claim": "Asked by the benchmark",
 }
 
 
@@ -244,7 +245,10 @@ def _with_examples(run: EditingRun) -> Iterator[FactScores]:
     shown = {fact.case_id: fact for fact in run.examples}
     for fact in run.scores:
         example = shown.get(fact.case_id)
-        if example is None or len(example.probes) != len(fact.probes):
+        others = [] if example is None else [*example.probes]
+        if all(probe.answers for probe in fact.probes):  # those without are asked only where all texts are written
+            others = [probe for probe in others if probe.answers]
+        if len(others) != len(fact.probes):
             yield fact
             continue
         probes = [
@@ -254,7 +258,7 @@ def _with_examples(run: EditingRun) -> Iterator[FactScores]:
                     for side in ("base", "edited")
                 }
             )
-            for own, other in zip(fact.probes, example.probes, strict=True)
+            for own, other in zip(fact.probes, others, strict=True)
         ]
         yield fact.model_copy(update={"probes": tuple(probes)})
 

@@ -20,7 +20,7 @@ import pytest
 from where import ROOT, SHARED
 
 from loredit import data
-from loredit.data import FactError, Probe, counterfact, fact_list, knowedit, qaedit, zsre
+from loredit.data import Claim, FactError, Probe, counterfact, fact_list, knowedit, mquake, qaedit, zsre
 
 MEND = {
     "subject": "Ada",
@@ -84,6 +84,8 @@ def test_mend_zsre(tmp_path: Path) -> None:
         "chat_prompts": (),
         "locality": {"neighborhood": ({"prompt": "nq question: who sings this song", "answers": ("Nobody",)},)},
         "portability": {"one_hop": ({"prompt": "Ada's country?", "answers": ("Italy",)},)},
+        "claims": {},
+        "bundle": None,
     }
     assert data.load(path).facts == [fact]
 
@@ -292,3 +294,47 @@ def test_qaedit(tmp_path: Path) -> None:
     probes = fact.locality["neighborhood"]
     assert [(probe.prompt, *probe.answers) for probe in probes] == [("who is bob", "a man"), ("who is eve", "a woman")]
     assert data.load(path).facts == [fact]
+
+
+SAMPLES = ROOT / "data" / "samples"
+
+
+def test_mquake_asks_what_follows_from_all_edits_of_a_case() -> None:
+    loaded = data.load(SAMPLES / "mquake.json")
+    assert mquake.load(SAMPLES / "mquake.json") == loaded.facts
+    one, first, second = loaded.facts
+    assert [(fact.case_id, fact.bundle) for fact in loaded.facts] == [("1", None), ("2.0", "2"), ("2.1", "2")]
+    assert (second.prompt, second.target_new, second.subject) == ("The capital of Norway is", "Bergen", "Norway")
+    assert (second.ground_truth, second.rephrase_prompts) == (("Oslo",), ("What is the capital of Norway?",))
+    assert (second.claims, second.portability) == ({}, {})  # asked once, after all of them
+    (multi,), (instance,) = one.claims["multi_hop"], one.claims["instance"]
+    assert [len(way) for way in multi.ways] == [1, 1, 1]
+    assert {probe.answers for probe in multi.probes} == {("Sweden", "Kingdom of Sweden", "Sverige")}
+    assert one.portability["multi_hop"] == multi.probes
+    hops = [
+        Probe(prompt="sushi comes from the country of", answers=("Norway", "Kingdom of Norway")),
+        Probe(prompt="The capital of Norway is", answers=("Bergen",)),
+    ]
+    assert first.claims["instance"] == (Claim.all(hops),)
+    assert instance.given == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"questions": []}, "questions: is [], expected one or more"),
+        ({"questions": "why?"}, "questions: is 'why?', expected a list"),
+        ({"new_single_hops": [{"cloze": "a"}]}, "new_single_hops[0].answer: is missing"),
+        ({"requested_rewrite": [{"prompt": 1}]}, "requested_rewrite[0].prompt: is 1"),
+        ({"requested_rewrite": [3]}, "requested_rewrite[0]: is 3, expected an object with fields"),
+        ({"new_answer": " "}, "new_answer: is blank"),
+        ({"case_id": "x"}, "case_id: is 'x'"),
+        ({"new_anwser": "Rome", "new_answer": None}, "new_anwser: is unknown; did you mean 'new_answer'?"),
+    ],
+)
+def test_faults_of_mquake_are_told_in_its_own_words(change: dict, fault: str, tmp_path: Path) -> None:
+    good = json.loads((SAMPLES / "mquake.json").read_text())[0]
+    bad = {key: value for key, value in {**good, "case_id": 9, **change}.items() if value is not None}
+    with pytest.raises(FactError) as error:
+        data.load(write(tmp_path, good, bad))
+    assert f"record 1: {fault}" in str(error.value)

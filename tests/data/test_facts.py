@@ -18,7 +18,7 @@ import pytest
 from pydantic import ValidationError
 
 from loredit import data
-from loredit.data import Fact, FactError, Probe, from_request
+from loredit.data import Claim, Fact, FactError, Probe, from_request
 
 CAPITAL = {"prompt": "The capital of France is", "target_new": "Rome"}
 
@@ -51,9 +51,30 @@ def test_text_is_kept_as_written() -> None:
     assert (fact.prompt, fact.target_new) == ("a ", " b")
 
 
-def test_a_probe_has_an_answer_and_unknown_fields_are_refused() -> None:
-    with pytest.raises(ValidationError):
-        Probe(prompt="p", answers=())
+RIGHT, OPEN = Probe(prompt="q", answers=("a",)), Probe(prompt="p", answers=())
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"portability": {"g": (OPEN,)}},
+        {"claims": {"g": (Claim.any([RIGHT, OPEN]),)}},
+        {"claims": {"g": (Claim(ways=((RIGHT,),), given=(OPEN,)),)}},
+    ],
+)
+def test_a_probe_has_an_answer_but_where_only_a_change_is_looked_for(asked: dict) -> None:
+    with pytest.raises(ValidationError, match="the probe 'p' has no answer"):
+        Fact(**CAPITAL, **asked)
+    assert Fact(**CAPITAL, locality={"g": (OPEN,)}).locality["g"] == (OPEN,)
+
+
+def test_a_claim_has_probes_in_each_of_its_ways() -> None:
+    for ways in ((), ((),)):
+        with pytest.raises(ValidationError):
+            Claim(ways=ways)
+
+
+def test_unknown_fields_are_refused() -> None:
     with pytest.raises(ValidationError):
         Probe(prompt="p", answers=("a",), answer="b")  # type: ignore[call-arg]
 

@@ -51,7 +51,24 @@ COUNTERFACT = {
 }
 RECENT = {"prompt": "P", "target_new": [["A", "B"]], "rephrase": "R", "subject": "S", "locality": {"g": PROBES}}
 BIO = {"text": "Ada was", "labels": "a countess", "concept": "Ada"}
-FORMS = (LIST, ZSRE, COUNTERFACT, RECENT, BIO)
+MQUAKE = {
+    "case_id": 4,
+    "requested_rewrite": [
+        {
+            "prompt": "{} lies in",
+            "subject": subject,
+            "question": "Where is it?",
+            "target_new": {"str": "Italy"},
+            "target_true": {"str": "France"},
+        }
+        for subject in ("Paris", "Lyon")
+    ],
+    "questions": ["What is the capital of its country?", "Who rules it?"],
+    "new_answer": "Rome",
+    "new_answer_alias": ["Roma"],
+    "new_single_hops": [{"cloze": "Paris lies in", "answer": "Italy", "answer_alias": ["Italia"]}],
+}
+FORMS = (LIST, ZSRE, COUNTERFACT, RECENT, BIO, MQUAKE)
 
 
 def load(content: bytes, name: str, **options: Any) -> data.LoadedFacts:

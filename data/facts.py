@@ -1,4 +1,4 @@
-"""What is edited and how it is probed (:class:`Fact`, :class:`Probe`, :class:`Claim`), and what is wrong with a record."""
+"""What is edited and how it is probed: :class:`Fact`, :class:`Probe`, :class:`Claim`; and a record's faults."""
 
 from __future__ import annotations
 

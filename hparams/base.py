@@ -121,6 +121,25 @@ class StepHparams(WordingHparams):
         "last",
         description="What is to stay on kl_prompts: the prediction after a prompt's last token, or after each token",
     )
+    hold_relations: int = Field(
+        0, ge=0, description="Hold also what comes after so many prompts that ask something else of the fact's subject"
+    )
+    wordings_per_step: int | None = Field(
+        None,
+        gt=0,
+        description="Of a prompt's wordings (itself, behind contexts, as a question, in a chat): so many in a step, "
+        "drawn anew; null: all",
+    )
+    held_per_step: int | None = Field(
+        None, gt=0, description="Of a fact's held predictions: so many in a step, drawn anew; null: all"
+    )
+
+    @model_validator(mode="after")
+    def _held_with_a_weight(self) -> StepHparams:
+        for name in ("hold_subjects", "hold_relations"):
+            if getattr(self, name, 0) and not self.kl_weight:
+                raise ValueError(f"{name} ({getattr(self, name)}) holds nothing without a kl_weight above 0")
+        return self
 
     @property
     def sure(self) -> float | None:
@@ -141,28 +160,9 @@ class TrainedHparams(StepHparams):
         ge=0,
         description="Hold also what comes after the fact's own prompt with so many other subjects of its kind in it",
     )
-    hold_relations: int = Field(
-        0, ge=0, description="Hold also what comes after so many prompts that ask something else of the fact's subject"
-    )
-    wordings_per_step: int | None = Field(
-        None,
-        gt=0,
-        description="Of a prompt's wordings (itself, behind contexts, as a question, in a chat): so many in a step, "
-        "drawn anew; null: all",
-    )
-    held_per_step: int | None = Field(
-        None, gt=0, description="Of a fact's held predictions: so many in a step, drawn anew; null: all"
-    )
     replay: int = Field(
         0, ge=0, description="Sequential: facts edited before that are learned again in each step, drawn anew"
     )
-
-    @model_validator(mode="after")
-    def _held_with_a_weight(self) -> TrainedHparams:
-        for name in ("hold_subjects", "hold_relations"):
-            if getattr(self, name) and not self.kl_weight:
-                raise ValueError(f"{name} ({getattr(self, name)}) holds nothing without a kl_weight above 0")
-        return self
 
 
 class StatisticsHparams(BaseModel):

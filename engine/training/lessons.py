@@ -19,7 +19,7 @@ from ...data.facts import Fact
 from ...data.relations import other_relations
 from ...data.subjects import kind_of, pool
 from ...data.wordings import question
-from ...hparams.base import Hparams, StepHparams, TrainedHparams, WeightHparams, WordingHparams
+from ...hparams.base import Hparams, SolvedHparams, StepHparams, TrainedHparams, WeightHparams, WordingHparams
 from ..model.encoding import Encoded, Encoder, Prompt, Span
 from ..seeds import seed_of
 
@@ -85,7 +85,7 @@ class Lesson:
 
     def drawn(self, h: Hparams, seed: int, step: int) -> Lesson:
         """What of it is learned from in a step; all, where the settings do not say otherwise."""
-        if not isinstance(h, TrainedHparams) or (h.wordings_per_step is None and h.held_per_step is None):
+        if not isinstance(h, StepHparams) or (h.wordings_per_step is None and h.held_per_step is None):
             return self
         seeds = [seed_of("draw", seed, step, part.fact.case_id) for part in self.parts]
         parts = zip(self.parts, seeds, strict=True)
@@ -94,9 +94,10 @@ class Lesson:
 
 def parted(h: Hparams, row: Encoded) -> tuple[tuple[int, ...], Encoded]:
     """What of a row is run once, and what in each step: from where a patch acts."""
-    if not row.mark or not isinstance(h, WeightHparams) or h.acts_from == "start":
+    at_subject = isinstance(h, SolvedHparams) or (isinstance(h, WeightHparams) and h.acts_from == "subject")
+    if not row.mark or not at_subject:
         return (), row
-    return row.ids[: row.mark], Encoded(row.ids[row.mark :], max(1, row.start - row.mark))
+    return row.ids[: row.mark], Encoded(row.ids[row.mark :], max(1, row.start - row.mark), 0)
 
 
 def lesson(
@@ -142,11 +143,11 @@ def _part(encoder: Encoder, h: Hparams, contexts: Sequence[str], fact: Fact, see
         others = other_subjects(fact, h.hold_subjects, seed)
         notes += [NOT_IN_PROMPT] * (len(others) < h.hold_subjects)
         anchors += [_anchor(encoder, *_about(name, fact, texts, i, tail)) for i, name in enumerate(others)]
-        notes += [NO_RELATIONS] * (h.hold_relations > 0 and not fact.subject)
-        for i, said in enumerate(_otherwise(fact, h.hold_relations, seed)):
-            asked = wordings(encoder, h, contexts, fact.model_copy(update={"prompt": said}))
-            text = asked[i % len(asked)]
-            anchors.append(_anchor(encoder, text, text.span(fact.subject) if subjects or tail else None))
+    notes += [NO_RELATIONS] * (h.hold_relations > 0 and not fact.subject)
+    for i, said in enumerate(_otherwise(fact, h.hold_relations, seed)):
+        asked = wordings(encoder, h, contexts, fact.model_copy(update={"prompt": said}))
+        text = asked[i % len(asked)]
+        anchors.append(_anchor(encoder, text, text.span(fact.subject) if subjects or tail else None))
     n = h.null_subjects if isinstance(h, WeightHparams) else 0
     others = other_subjects(fact, n, seed)
     notes += [NOTHING_NULL] * (len(others) < n)
@@ -163,6 +164,12 @@ def wordings(encoder: Encoder, h: WordingHparams, contexts: Sequence[str], fact:
     plain = [Prompt(text + fact.prompt, len(text)) for text in ("", *(f"{text} " for text in contexts))]
     as_question = [Prompt(asked)] if asked and h.questions else []
     return [*plain, *as_question, *in_chat]
+
+
+def most_wordings(encoder: Encoder, h: WordingHparams) -> int:
+    """In how many ways a prompt can be trained; a fact has fewer where its prompt becomes no question."""
+    in_chat = h.chat_template != "none" and encoder.chats
+    return 1 if in_chat and h.chat_template == "only" else 1 + h.contexts + h.questions + in_chat
 
 
 def _names(fact: Fact) -> bool:

@@ -6,7 +6,7 @@ found there (:mod:`~..model.keys`) give what is missing to the values; each site
 
 Independent edits are E problems of one fact each, solved together; one edit for many facts is one problem.
 
-Shapes: E edits, n facts of each, c texts of each fact (its prompt alone, then behind every context), m keys of earlier
+Shapes: E edits, n facts of each, c texts of each fact (its wordings, first its prompt alone), m keys of earlier
 facts, I/O a site's input/output width.
 """
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ...data.facts import Fact
 from ...hparams import base as settings
 from ..method import Method, Trainable
+from ..model.encoding import Encoded
 from ..model.keys import states_at
 from ..model.sites import Site, SiteError, blocks, sites, weight_norm
 from ..model.statistics import second_moments
@@ -36,7 +37,7 @@ from ..patches.solved import Change, Solved, SolvedPatch
 from ..patches.vectors import Vector, VectorPatch
 from ..progress import Phase, Progress
 from .batches import in_batches
-from .lessons import Lesson
+from .lessons import Lesson, most_wordings
 from .loop import train
 from .memory import bytes_in_training
 
@@ -215,10 +216,10 @@ def solve(solver: Solver, patch: SolvedPatch[Solved], lessons: Sequence[Lesson],
         lessons: of one fact each, those of an edit together, as many for each.
         vectors: d of each fact.
     """
-    model, edits, contexts = solver.model, len(patch), len(lessons[0].answers)
-    texts = _marked(lessons, contexts)
+    model, edits, wordings = solver.model, len(patch), most_wordings(solver.encoder, solver.hparams)
+    texts = _marked(lessons, wordings)
     each = len(texts[0]) // edits
-    shape = edits, len(lessons) // edits, contexts, -1
+    shape = edits, len(lessons) // edits, wordings, -1
 
     def attached(rows: Sequence[int]) -> AbstractContextManager[None]:
         return patch.attached(model, Rows([row // each for row in rows], edits, model.device))
@@ -249,9 +250,14 @@ def _bounded(change: Change, most: float | None, norm: float) -> Change:
 
 
 def _marked(lessons: Sequence[Lesson], texts: int) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The first ``texts`` answers of each lesson, and where their subjects end."""
-    rows = [row for lesson in lessons for row in lesson.answers[:texts]]
+    """The first ``texts`` answers of each lesson, and where their subjects end. Where a lesson has fewer, its prompt
+    alone stands for what is not there: how much a wording counts is then the same in every company."""
+    rows = [row for lesson in lessons for row in _exactly(texts, lesson.answers)]
     return [row.ids for row in rows], [row.mark for row in rows if row.mark is not None]
+
+
+def _exactly(n: int, rows: Sequence[Encoded]) -> list[Encoded]:
+    return [*rows[:n], *[rows[0]] * (n - len(rows))]
 
 
 def _vectors(patch: Patch) -> Vector:

@@ -19,12 +19,14 @@ from loredit.data import Fact
 from loredit.editors import Edits, Patch
 from loredit.editors.base import Editor, SolvedEditor, read_edits
 from loredit.engine.model.keys import inputs_at
+from loredit.engine.model.passes import frozen
 from loredit.engine.model.sites import Site, SiteError, blocks, sites, transposed
 from loredit.engine.outcome import Outcome
 from loredit.engine.patches.solved import Change, Solved, SolvedPatch
 from loredit.engine.seeds import PerEdit
 from loredit.engine.storage.manifest import read_manifest
 from loredit.engine.training.lessons import Lesson
+from loredit.engine.training.loop import Work
 from loredit.engine.training.solving import Values, solve
 from loredit.evaluation.scoring import evaluate
 from loredit.hparams.base import Hparams
@@ -82,11 +84,12 @@ def slow_value(
     return d.detach(), loss.item()
 
 
+@pytest.mark.parametrize("more", [{}, {"questions": True, "hold_relations": 3}], ids=["plain", "questions"])
 @pytest.mark.parametrize("clamp", [0.2, 50.0])
 @pytest.mark.parametrize("method", ["rome", "memit"])
-def test_a_value_is_found_as_a_plain_loop_finds_it(method, clamp, model, tokenizer, facts):
+def test_a_value_is_found_as_a_plain_loop_finds_it(method, clamp, more, model, tokenizer, facts):
     settings = SETTINGS | {"clamp": clamp, "weight_decay": 3.0, "steps": 5}
-    solver = methods.editor(method, model, tokenizer, **settings)
+    solver = methods.editor(method, model, tokenizer, **settings | more)
     lessons = [solver.lesson([fact]) for fact in facts[:2]]
     found, outcomes = Values(solver).learn(lessons, [1, 2])
     lr = solver.hparams.lr
@@ -94,6 +97,35 @@ def test_a_value_is_found_as_a_plain_loop_finds_it(method, clamp, model, tokeniz
         expected, loss = slow_value(solver, lesson, 5, lr, clamp=clamp, decay=3.0)
         torch.testing.assert_close(d, expected, rtol=1e-6, atol=1e-8)  # Adam divides by gradients that are nearly 0
         assert outcome.loss == pytest.approx(loss, rel=1e-8)
+
+
+def test_what_stands_before_the_subject_is_run_once(model, tokenizer, facts):
+    """A vector at the subject changes nothing before it, so no step has to run that."""
+    solver = methods.editor("rome", model, tokenizer, **SETTINGS)
+    lesson = solver.lesson(facts[:1])
+    with frozen(model):
+        values = Values(solver)
+        work, seen = Work(values, values.fresh([0]), [lesson]), []
+        handle = blocks(model)[-1].register_forward_hook(lambda _, args, __: seen.append(args[0].shape[1]))
+        work.losses()
+        handle.remove()
+    rows = [*lesson.answers, *lesson.anchors]
+    assert max(row.mark for row in rows if row.mark) > 8
+    assert seen == [max(len(row.ids) - (row.mark or 0) for row in rows)]
+
+
+def test_a_fact_counts_the_same_beside_one_that_has_more_wordings(model, tokenizer, facts):
+    """The first becomes a question, the other is one."""
+    asked = facts[0].model_copy(update={"prompt": "What is the capital of France?", "case_id": "asked"})
+    both = [facts[0], asked]
+    editor = methods.editor("rome", model, tokenizer, contexts=1, questions=True)
+    assert [len(editor.lesson([fact]).answers) for fact in both] == [3, 2]
+    together = editor.edit_each(both)
+    for e, fact in enumerate(both):
+        alone = editor.edit_each([fact])
+        torch.testing.assert_close(together.patch.branches[0].delta(e), alone.patch.branches[0].delta(0))
+    backwards = editor.edit_each(both[::-1])
+    torch.testing.assert_close(backwards.patch.branches[0].delta(0), together.patch.branches[0].delta(1))
 
 
 def test_an_edit_is_finished_when_its_target_is_the_likeliest_in_every_prompt(model, tokenizer, facts):

@@ -65,6 +65,31 @@ def logits_at(model: PreTrainedModel, ids: Tensor, at: tuple[Tensor, Tensor]) ->
         return model(input_ids=ids, use_cache=False).logits.squeeze(0)
 
 
+@torch.no_grad()
+def outputs_at(model: PreTrainedModel, ids: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:
+    """(R, T) ids, N predictions (row, position) -> (N, d), what the output layer gets for them; it is not run."""
+
+    def stop(hidden: Tensor) -> Tensor:
+        raise _Reached(hidden[at[0].to(hidden.device), at[1].to(hidden.device)])
+
+    with _last_maps_at(model, at[0] * ids.shape[1] + at[1]), head_sees(model, stop):
+        try:
+            model(input_ids=ids, use_cache=False)
+        except _Reached as reached:
+            return reached.args[0]
+    raise AssertionError("the model ran without its output layer")
+
+
+@torch.no_grad()
+def logits_from(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """(N, d), what the output layer gets -> (N, V) logits, with what the family does behind that layer."""
+    with ExitStack() as stack:
+        for block in blocks(model):
+            stack.enter_context(_forwarded(block, lambda hidden_states, *_, **__: returned(model, hidden_states)))
+        stack.enter_context(head_sees(model, lambda _: hidden.unsqueeze(0)))
+        return model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False).logits[0]
+
+
 @contextmanager
 def _last_maps_at(model: PreTrainedModel, at: Tensor) -> Iterator[None]:
     """The last block's linear maps give zero but at these tokens, row * T + position; only its keys and values are

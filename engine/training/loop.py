@@ -9,21 +9,24 @@ for target tokens only; an edit that is finished leaves the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate, pairwise
 from math import isfinite
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from ..devices import Budget
 from ..method import Trainable
 from ..model.attention import trainable_attention
 from ..model.encoding import Batch, Encoded, Passes, Table
-from ..model.passes import frozen, input_of, logits_at, replayed
+from ..model.kept import Kept
+from ..model.passes import frozen, input_of, logits_at, logits_from, outputs_at, replayed
 from ..outcome import Outcome
 from ..patches.adam import Adam
 from ..patches.patch import Patch
@@ -34,6 +37,9 @@ from .lessons import Lesson, parted
 
 _TOKENS = Budget(cpu=512, mps=4096, accelerator=1 << 15)  # padded, of one pass
 _LIKELY = 0.5  # standard deviations of the logits: what is so near to the largest counts as likely (OVERTONE's n)
+
+Row = tuple[Literal["input", "output"], Encoded]
+"""A state of the unedited model: what the first edited block gets of a row, or the output layer."""
 
 # The loss is seen before a step is taken; what the last step did shows in the weights alone.
 SICK = "the last step made a weight NaN or infinite; a lower lr may help"
@@ -87,12 +93,14 @@ class Work:
     each, and an answer's probability is that of the last time that it was drawn.
     """
 
-    def __init__(self, method: Trainable, patch: Patch, lessons: Sequence[Lesson]) -> None:
+    def __init__(
+        self, method: Trainable, patch: Patch, lessons: Sequence[Lesson], kept: Kept[Row] | None = None
+    ) -> None:
         self.method, self.patch, self.edits = method, patch.train(), list(range(len(lessons)))
         self._precision = torch.promote_types(torch.float32, method.model.dtype)
         self.adam = Adam(self._parameters(), patch.rates(method.hparams.lr))
         self._steps, self._lessons = 0, list(lessons)
-        self._unedited = Unedited(method, patch.first_layer, self._lessons)
+        self._unedited = Unedited(method, patch.first_layer, self._lessons, kept or Kept(None))
         self._draws = any(lesson.drawn(method.hparams, 0, 0) is not lesson for lesson in lessons)
         self._lay_out()
 
@@ -224,12 +232,13 @@ class Work:
 
 class Unedited:
     """What the unedited model makes of all rows of some lessons, computed once: what the first edited block gets, and
-    what is predicted where it is to stay; beside it, how the answers stood when they were last seen.
+    what is predicted where it is to stay; beside it, how the answers stood when they were last seen. States that are
+    ``kept`` from lessons before are not computed again.
 
     Shapes: R all rows, N all predictions that are to stay.
     """
 
-    def __init__(self, method: Trainable, first: int, lessons: Sequence[Lesson]) -> None:
+    def __init__(self, method: Trainable, first: int, lessons: Sequence[Lesson], kept: Kept[Row]) -> None:
         self._device = device = method.model.device
         self._of_edit = [[row for of_fact in _by_fact(lesson) for row in of_fact] for lesson in lessons]
         self._anchors = [
@@ -237,10 +246,14 @@ class Unedited:
             for lesson, rows in zip(lessons, self._of_edit, strict=True)
         ]
         self._hparams = method.hparams
-        begun, rows = zip(*(parted(self._hparams, row) for rows in self._of_edit for row in rows), strict=True)
+        texts = [row for rows in self._of_edit for row in rows]
+        begun, rows = zip(*(parted(self._hparams, row) for row in texts), strict=True)
         whole = Behind.of(method.model, begun) if any(begun) else None
         self._begun = whole and whole.above(first)
-        self._hidden = self._inputs(method.model, first, rows, whole) if first else None  # (R, T, d)
+        self._hidden: Tensor | None = None  # (R, T, d)
+        if first:
+            inputs = self._inputs(method.model, first, rows, whole)
+            self._hidden = pad_sequence(kept.of([("input", row) for row in texts], inputs), batch_first=True)
         self._worst = torch.zeros(
             len(rows), dtype=torch.promote_types(torch.float32, method.model.dtype), device=device
         )
@@ -248,32 +261,48 @@ class Unedited:
         answers = [r for (_, is_anchor, _), r in self._row.items() if not is_anchor]
         self._worst[self._tensor(answers)] = torch.inf  # not seen yet
         held = [r for r, is_anchor in enumerate(a for anchors in self._anchors for a in anchors) if is_anchor]
-        self._said = self._after(method.model, first, rows, held) if held else None  # (N, V)
+        self._said: Tensor | None = None  # (N, V) log-probabilities of what comes where it is to stay
+        if held:
+            outputs = self._outputs(method.model, first, rows, held)
+            last = torch.cat(kept.of([("output", texts[r]) for r in held], outputs))
+            self._said = logits_from(method.model, last).to(self._worst.dtype).log_softmax(-1)
 
-    @torch.no_grad()
-    def _inputs(self, model: PreTrainedModel, first: int, rows: Sequence[Encoded], whole: Behind | None) -> Tensor:
-        """(R, T, d), what the first edited block gets."""
-        passes = Passes.of(rows, self._device, _TOKENS.on(self._device))
-        width = max(len(row.ids) for row in rows)
-        parts = []
-        for some, batch in zip(passes.rows, passes.batches, strict=True):
-            with run_behind(whole and whole.rows(self._tensor(some))):
-                found = input_of(model, first, batch.ids)
-            parts.append(F.pad(found, (0, 0, 0, width - found.shape[1])))
-        at = self._tensor([r for some in passes.rows for r in some])
-        return torch.cat(parts)[at.argsort()]
+    def _inputs(
+        self, model: PreTrainedModel, first: int, rows: Sequence[Encoded], whole: Behind | None
+    ) -> Callable[[list[int]], list[Tensor]]:
+        """Of some rows (T, d) each, what the first edited block gets."""
 
-    @torch.no_grad()
-    def _after(self, model: PreTrainedModel, first: int, rows: Sequence[Encoded], held: Sequence[int]) -> Tensor:
-        """(N, V) log-probabilities of what comes where it is to stay."""
+        def of(chosen: list[int]) -> list[Tensor]:
+            found: dict[int, Tensor] = {}
+            passes = Passes.of([rows[r] for r in chosen], self._device, _TOKENS.on(self._device))
+            for some, batch in zip(passes.rows, passes.batches, strict=True):
+                here = [chosen[i] for i in some]
+                with run_behind(whole and whole.rows(self._tensor(here))):
+                    states = input_of(model, first, batch.ids)
+                found |= {r: text[: len(rows[r].ids)] for r, text in zip(here, states, strict=True)}
+            return [found[r] for r in chosen]
 
-        def run(some: list[int], batch: Batch) -> Tensor:
-            chosen = [held[r] for r in some]
-            with run_behind(self.begun(chosen)):
-                hidden = self.hidden_of(chosen, batch.ids.shape[1])
-                return logits_of(model, first, hidden, batch).log_softmax(-1)
+        return of
 
-        return Passes.of([rows[r] for r in held], self._device, _TOKENS.on(self._device))(run)
+    def _outputs(
+        self, model: PreTrainedModel, first: int, rows: Sequence[Encoded], held: Sequence[int]
+    ) -> Callable[[list[int]], Sequence[Tensor]]:
+        """Of some held rows (N', d) each, what the output layer gets where predictions are to stay."""
+
+        def of(chosen: list[int]) -> Sequence[Tensor]:
+            here = [held[i] for i in chosen]
+
+            def run(some: list[int], batch: Batch) -> Tensor:
+                now = [here[i] for i in some]
+                hidden = self.hidden_of(now, batch.ids.shape[1])
+                with run_behind(self.begun(now)), nullcontext() if hidden is None else replayed(model, first, hidden):
+                    return outputs_at(model, batch.ids, batch.at)
+
+            some = [rows[r] for r in here]
+            every = Passes.of(some, self._device, _TOKENS.on(self._device))(run)
+            return every.split([len(row.wanted) for row in some])
+
+        return of
 
     def begun(self, chosen: list[int]) -> Behind | None:
         """What of these rows is run once; None where nothing is."""

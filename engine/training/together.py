@@ -9,7 +9,8 @@ A fact that is there (all its target tokens have reached ``stop_at``, and the me
 of its step, and what it holds stays in; a mini-batch whose facts are all there takes no step. An edit is finished after
 a pass without a step: then all facts have reached it with the same weights. Which wordings and which held predictions
 of a fact are in a step (``wordings_per_step``, ``held_per_step``), and which earlier facts are learned again
-(``replay``), is drawn from the edit's own seed. Mini-batches leave nothing, so memory does not grow with the list.
+(``replay``), is drawn from the edit's own seed. What the unedited model makes of a text is stored while there is room,
+for the next time that it is drawn; nothing else of a mini-batch stays, so memory is bounded whatever the list.
 
 A fact whose loss is not finite is left out. If that is so of all facts of a mini-batch, and was not so before the
 latest pass that began well, the weights are to blame: the patch goes back to where it was then. Of a single mini-batch
@@ -30,6 +31,7 @@ from ...data.facts import Fact
 from ..method import Method, Trained
 from ..model.attention import trainable_attention
 from ..model.encoding import EncodingError
+from ..model.kept import Kept
 from ..model.passes import frozen
 from ..outcome import Outcome
 from ..patches.adam import Adam
@@ -37,7 +39,7 @@ from ..patches.patch import Patch
 from ..progress import Phase, Progress
 from ..seeds import seed_of
 from .lessons import Lesson, Part
-from .loop import SICK, Work
+from .loop import SICK, Row, Work
 
 NULL_ALONE = "other subjects' inputs are taken from what a patch sees (null_subjects) only if it is of a single fact"
 
@@ -113,6 +115,7 @@ class _Course:
         self._adam: Adam | None = None
         self._good: tuple[Patch, Adam | None] = (patch, None)
         self._work: tuple[Lesson, Work] | None = None
+        self._kept = Kept[Row](method.model.device)
         self._losses: list[float] = []
 
     @property
@@ -188,7 +191,7 @@ class _Course:
     def _working(self, lesson: Lesson) -> Work:
         """The lesson, set to work on the patch as it is; what stays the same from step to step is not made anew."""
         if self._work is None or self._work[0] != lesson:
-            self._work = lesson, Work(self.method, self.patch, [lesson])
+            self._work = lesson, Work(self.method, self.patch, [lesson], self._kept)
         work = self._work[1]
         self._adam = self._adam or work.adam
         work.patch, work.adam = self.patch.train(), self._adam

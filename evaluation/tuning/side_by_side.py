@@ -16,15 +16,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from ...engine.devices import free_memory
+from ...engine.model.kept import Kept
 from ...engine.model.passes import input_of, replayed
 from ...engine.model.sites import blocks, head
 from ...engine.patches.branches import Branch, SitePatch
 from ...engine.patches.patch import Patch
 from ...engine.patches.rows import Rows
 from ...engine.seeds import PerEdit, seed_of
-
-_SHARE = 4  # of the free memory, one part in so many is for texts' states
 
 
 class Map(Branch):
@@ -153,8 +151,7 @@ class Below:
     """
 
     def __init__(self, model: PreTrainedModel, layer: int) -> None:
-        self._model, self._layer, self._kept = model, layer, dict[int, Tensor]()
-        self._room = free_memory(model.device) // _SHARE  # bytes
+        self._model, self._layer, self._kept = model, layer, Kept[int](model.device)
         self._on = layer > 0 and "use_cache" in inspect.signature(model.base_model.forward).parameters
 
     @contextmanager
@@ -164,20 +161,13 @@ class Below:
             yield
 
     def _hidden(self, keys: Sequence[int], inputs: dict[str, Tensor]) -> Tensor:
-        new = {key: row for row, key in enumerate(keys) if key not in self._kept}
-        fresh: dict[int, Tensor] = {}
-        if new:
-            rows = torch.tensor([*new.values()], device=inputs["input_ids"].device)
+        def fresh(new: list[int]) -> list[Tensor]:
+            rows = torch.tensor(new, device=inputs["input_ids"].device)
             part = {name: t[rows] for name, t in inputs.items()}
             hidden = input_of(self._model, self._layer, part.pop("input_ids"), **part)
-            for key, text, length in zip(new, hidden, part["attention_mask"].sum(1).tolist(), strict=True):
-                fresh[key] = text[:length].clone()
-        states = [self._kept[key] if key in self._kept else fresh[key] for key in keys]
-        for key, text in fresh.items():
-            if text.nbytes <= self._room:
-                self._kept[key] = text
-                self._room -= text.nbytes
-        return pad_sequence(states, batch_first=True)
+            return [text[:n] for text, n in zip(hidden, part["attention_mask"].sum(1).tolist(), strict=True)]
+
+        return pad_sequence(self._kept.of(keys, fresh), batch_first=True)
 
 
 def losses(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:

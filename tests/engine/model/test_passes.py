@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from loredit.engine.model.encoding import Batch, Encoded, padded
 from loredit.engine.model.generation import continuations
-from loredit.engine.model.passes import input_of, logits_at, recorded, replayed
+from loredit.engine.model.passes import input_of, logits_at, logits_from, outputs_at, recorded, replayed
 from loredit.engine.model.sites import roles, sites
 
 TEXTS = ("The capital of France", "Water is", "One, two, three, and on to the next")
@@ -56,6 +56,16 @@ def test_the_last_blocks_maps_are_computed_only_where_logits_are_asked_for(famil
 
     head = model.get_output_embeddings().weight.numel()
     assert operations(5) - operations(2) == 2 * 3 * (maps + head)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_logits_from_what_the_output_layer_gets_are_those_of_a_full_pass(family):
+    model, ids = tiny.model(family), torch.arange(60).view(3, 20)
+    at = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([4, 9, 0, 1, 19])
+    with torch.no_grad():
+        full = model(ids).logits[at]
+    torch.testing.assert_close(logits_from(model, outputs_at(model, ids, at)), full, **tiny.close(family))
     assert not any("forward" in vars(module) for module in model.modules())
 
 

@@ -24,6 +24,8 @@ from transformers import PreTrainedModel
 from loredit import editors
 from loredit.data import Fact
 from loredit.editors import Editor, Edits, Patch, adalora, roselora
+from loredit.engine.model import kept
+from loredit.engine.model.sites import sites
 from loredit.engine.patches.rows import Rows
 from loredit.engine.seeds import seed_of
 from loredit.engine.training.loop import Work
@@ -321,3 +323,27 @@ def test_a_stream_goes_on_from_a_saved_state(model, facts, tmp_path):
     *_, resumed = bound(model, "roselora", steps=6).edit_stream(facts[2:], after=read)
     assert all(torch.equal(t, values(whole)[name]) for name, t in values(resumed).items())
     assert (resumed.facts, resumed.outcomes) == (whole.facts, whole.outcomes)
+
+
+@pytest.mark.parametrize("acts_from", ["start", "subject"])
+def test_what_the_unedited_model_makes_of_a_text_is_computed_once_while_there_is_room(
+    acts_from, model, tokenizer, facts, monkeypatch
+):
+    more = {"contexts": 2, "wordings_per_step": 1, "kl_weight": 1.0, "kl_prompts": ("{} is a", "Rain"), "steps": 12}
+    more |= {"held_per_step": 1, "batch_size": 2, "kl_positions": "all", "acts_from": acts_from}
+    editor, ran = methods.editor("lora", model, tokenizer, **more), list[int]()
+    parts = editor.lesson(facts[:4]).parts
+    inner = model.get_submodule(sites(model, ["mlp_down"], [0])[0].name)  # a block that is skipped does not run it
+    handle = inner.register_forward_hook(lambda _, args, __: ran.append(len(args[0])))
+    with_room = editor.edit(facts[:4])
+    rows = sum(ran)
+    ran.clear()
+    monkeypatch.setattr(kept, "free_memory", lambda device: 0)
+    without = editor.edit(facts[:4])
+    handle.remove()
+    if acts_from == "start":  # else what stands before the subject is run for each step
+        texts = {row for part in parts for row in (*part.answers, *part.anchors)}
+        assert rows <= len(texts) + len(parts)  # each fact is asked once more at the end
+    assert rows < sum(ran) * 2 / 3
+    for name, tensor in with_room.patch.tensors().items():
+        torch.testing.assert_close(tensor, without.patch.tensors()[name])

@@ -12,9 +12,10 @@ import io
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from .examples import DataError, folder_of, parsed_rows, sha256_of, text_of
-from .pairs import GenerationData, Metric, Pair, grouped
+from .pairs import GenerationData, Metric, Pair, Written, from_hub, grouped, learned
 
 _ZIP = "e2e-dataset.zip"
 _FILES = {"train": "trainset.csv", "dev": "devset.csv", "test": "testset_w_refs.csv"}
@@ -30,8 +31,12 @@ def load(source: str, *, skip_bad: bool = False) -> GenerationData:
     Raises:
         DataError: there is no such file, or it has faulty rows; the message says which.
     """
-    splits, identity = _from_hub() if source == "hub" else _from_files(source, skip_bad)
-    scored = {name: grouped(rows) for name, rows in splits.items() if name != "train"}
+    if source == "hub":
+        rows, identity = from_hub("E2E", _HUB, _of_hub, splits=_HUB_SPLITS)
+        splits = {split: learned(own) for split, own in rows.items()}
+    else:
+        splits, identity = _from_files(source, skip_bad)
+    scored = {name: grouped(own) for name, own in splits.items() if name != "train"}
     return GenerationData("e2e", splits["train"], scored, METRICS, identity)
 
 
@@ -85,18 +90,6 @@ def _pair(cells: list[str]) -> Pair:
     return Pair(linear(cells[0]), cells[1].strip())
 
 
-def _from_hub() -> tuple[dict[str, tuple[Pair, ...]], str]:
-    from datasets import load_dataset  # noqa: PLC0415 - takes seconds to import, and the hub alone needs it
-
-    try:
-        parts = load_dataset(_HUB)
-    except Exception as error:  # the hub client lets through whatever its HTTP library raises
-        raise DataError(
-            f"E2E cannot be had from the hub ({type(error).__name__}: {error}). Pass {_ZIP} as it was released, or a "
-            "folder with its CSV files (--data)"
-        ) from error
-    splits = {
-        split: tuple(_pair([row["meaning_representation"], row["human_reference"]]) for row in parts[name])
-        for split, name in _HUB_SPLITS.items()
-    }
-    return splits, sha256_of(repr(pair) for rows in splits.values() for pair in rows)
+def _of_hub(row: dict[str, Any]) -> Written:
+    source, text = _pair([row["meaning_representation"], row["human_reference"]])
+    return source, (text,), ""

@@ -68,7 +68,12 @@ def read_rows(
 
 
 def parsed_rows(
-    path: Path | str, rows: Iterable[tuple[int, R]], parse: Callable[[R], T], *, skip_bad: bool = False
+    path: Path | str,
+    rows: Iterable[tuple[int, R]],
+    parse: Callable[[R], T],
+    *,
+    skip_bad: bool = False,
+    unit: str = "line",
 ) -> tuple[T, ...]:
     """What ``parse`` makes of each row, all of whose faults are told together.
 
@@ -77,6 +82,7 @@ def parsed_rows(
         rows: the line of each, and the row.
         parse: raises ValueError for a faulty row.
         skip_bad: leave faulty rows out and count them in the log.
+        unit: what the number of a row counts.
 
     Raises:
         DataError: there are faulty rows, or no rows; the message has the first faults and their number.
@@ -87,14 +93,14 @@ def parsed_rows(
         try:
             found.append(parse(row))
         except ValueError as error:
-            faults.append(f"{path}, line {number}: {error}")
+            faults.append(f"{path}, {unit} {number}: {error}")
     if faults and not skip_bad:
         more = [f"... and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
         raise DataError(
-            "\n  ".join([f"{len(faults)} bad lines (--skip-bad leaves them out):", *faults[:_SHOWN], *more])
+            "\n  ".join([f"{len(faults)} bad {unit}s (--skip-bad leaves them out):", *faults[:_SHOWN], *more])
         )
     if faults:
-        _log.warning("%s: %d bad lines left out, the first: %s", path, len(faults), faults[0])
+        _log.warning("%s: %d bad %ss left out, the first: %s", path, len(faults), unit, faults[0])
     if not found:
         raise DataError(f"{path} holds no examples")
     return tuple(found)

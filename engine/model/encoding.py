@@ -136,6 +136,11 @@ class Encoder:
         mark = None if marked is None else min(self._last_token(whole, marked), start - 1)
         return self._fitting(Encoded(ids, start, mark), whole.text)
 
+    def cut(self, text: str, most: int) -> str:
+        """The beginning of a text, of at most so many tokens."""
+        spans = [span for span in self._offsets(Prompt(text)) if span[0] < span[1]]  # not those that mark an end
+        return text if len(spans) <= most else text[: spans[most][0]].rstrip()
+
     def _ids(self, prompt: Prompt) -> tuple[int, ...]:
         return tuple(self.tokenizer(prompt.text, **self._options(prompt))["input_ids"])
 
@@ -146,12 +151,16 @@ class Encoder:
 
     def _last_token(self, prompt: Prompt, span: Span) -> int:
         """The position of the last token that has a part in these characters."""
+        offsets = self._offsets(prompt)
+        return max(i for i, (begin, end) in enumerate(offsets) if begin < span.end and end > span.begin)
+
+    def _offsets(self, prompt: Prompt) -> list[tuple[int, int]]:
+        """Where in the text each token stands."""
         if not self.tokenizer.is_fast:
             raise EncodingError(
                 f"a {type(self.tokenizer).__name__} does not say where its tokens stand; load a fast tokenizer"
             )
-        offsets = self.tokenizer(prompt.text, return_offsets_mapping=True, **self._options(prompt))["offset_mapping"]
-        return max(i for i, (begin, end) in enumerate(offsets) if begin < span.end and end > span.begin)
+        return list(self.tokenizer(prompt.text, return_offsets_mapping=True, **self._options(prompt))["offset_mapping"])
 
     def _fitting(self, encoded: Encoded, text: str, room: int = 0) -> Encoded:
         if len(encoded.ids) + room + self.reserved > self.context:
@@ -239,22 +248,27 @@ class Passes:
     """Rows that are run a few at a time, those of like length together, since padding costs as much as text."""
 
     rows: list[list[int]]
-    """Which rows each pass has."""
+    """Which rows each pass has; as many of each edit, those of an edit side by side."""
     batches: list[Batch]
     order: Tensor | None
     """(N,), where each of all rows' predictions is among those of the passes; None: in the same place."""
 
     @classmethod
-    def of(cls, rows: Sequence[Encoded], device: torch.device | str, most: int | None) -> Passes:
-        """At most so many padded tokens in a pass; None: one pass for all, in their order."""
-        longest_last = sorted(range(len(rows)), key=lambda r: len(rows[r].ids))
-        sizes = [len(rows[r].ids) for r in longest_last]
-        groups = [*chunks(longest_last, sizes, most)] if most else []
+    def of(cls, rows: Sequence[Encoded], device: torch.device | str, most: int | None, edits: int = 1) -> Passes:
+        """At most so many padded tokens in a pass, or one row of each edit; None: one pass for all, in their order.
+
+        ``edits``: so many have as many neighbouring rows each. An edit's shortest rows come first.
+        """
+        each = len(rows) // edits
+        of_edit = [sorted(range(e * each, e * each + each), key=lambda r: len(rows[r].ids)) for e in range(edits)]
+        sizes = [edits * max(len(rows[own[k]].ids) for own in of_edit) for k in range(each)]
+        groups = [*chunks(range(each), sizes, most)] if most else []
         if len(groups) < 2:
             return cls([[*range(len(rows))]], [Batch.of(rows, device)], None)
         ends = [*accumulate((len(row.wanted) for row in rows), initial=0)]
-        flat = torch.tensor([n for group in groups for r in group for n in range(ends[r], ends[r + 1])], device=device)
-        return cls(groups, [Batch.of([rows[r] for r in group], device) for group in groups], flat.argsort())
+        chosen = [[own[k] for own in of_edit for k in group] for group in groups]
+        flat = torch.tensor([n for some in chosen for r in some for n in range(ends[r], ends[r + 1])], device=device)
+        return cls(chosen, [Batch.of([rows[r] for r in some], device) for some in chosen], flat.argsort())
 
     def __call__(self, run: Callable[[list[int], Batch], Tensor]) -> Tensor:
         """What ``run`` gives for the predictions of each pass, (N', ...), as (N, ...) in the order of all rows."""

@@ -28,7 +28,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ...data import e2e
+from ...data import dart, e2e, webnlg, xsum
 from ...data.messages import unknown
 from ...data.pairs import GenerationData, Item, Metric, Pair
 from ...editors import Editor, find
@@ -50,9 +50,14 @@ from ..tuning.side_by_side import parameters_of
 from ..tuning.training import check_device, train_own, train_patches
 from . import metrics as scoring
 from .decoding import Beam, written
-from .writing import Lesson, Writer, collated, lessons, prompt_of
+from .writing import Lesson, Writer, collated, cut, lessons, prompt_of
 
-TASKS: dict[str, Callable[..., GenerationData]] = {"e2e": e2e.load}
+TASKS: dict[str, Callable[..., GenerationData]] = {
+    "dart": dart.load,
+    "e2e": e2e.load,
+    "webnlg": webnlg.load,
+    "xsum": xsum.load,
+}
 
 TRAINED, PATCH, TEXTS, METRICS = "trained.json", "patch.safetensors", "texts.jsonl", "metrics.json"
 
@@ -163,6 +168,8 @@ def run(
         raise RunError(unknown("split", split, [*examples.splits]))
     wanted = tuple(metrics or examples.metrics)
     scoring.check(wanted)
+    if train and not examples.train:
+        raise RunError(f"{data} has no training part of {task}; add it, or let the model write as it is (--no-train)")
     pairs = methods.sample(examples.train, limit)
     chosen = methods.sample(examples.splits[split], items)
     torch.manual_seed(0)  # all that is trained is drawn from the seeds
@@ -186,6 +193,9 @@ def run(
     folder = open_folder(record, Path(output) if output else None, f"{task}-{editor}", resume)
     with locked(folder):
         encoder = method.encoder if method else Encoder(loaded.tokenizer, context_of(loaded.model))
+        if examples.longest_source is not None:
+            pairs = [cut(encoder, pair, examples.longest_source) for pair in pairs]
+            chosen = [cut(encoder, item, examples.longest_source) for item in chosen]
         setup = _Setup(editor, settings, loaded, method, encoder, seeds, batch_size, smoothing, folder, progress)
         trained = _trained(setup, pairs) if train else {}
         texts = _texts(setup, chosen, beam, decode_batch, train)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ...data.pairs import Pair
+from ...data.pairs import Item, Pair
 from ...engine.model.encoding import Encoded, Encoder, EncodingError, padded
 from ...engine.model.passes import logits_at
 from ...engine.patches.patch import Patch
@@ -21,11 +22,17 @@ from ..folder import RunError
 from ..tuning.side_by_side import Tuned
 
 _SHOWN = 3
+T = TypeVar("T", Pair, Item)
 
 
 def prompt_of(source: str) -> str:
     """What is given to the model, which goes on with a blank and the text, and ends with an end-of-text token."""
     return f"{source} ||"
+
+
+def cut(encoder: Encoder, told: T, most: int) -> T:
+    """A pair or item whose source has at most so many tokens."""
+    return told._replace(source=encoder.cut(told.source, most))
 
 
 @dataclass(frozen=True)

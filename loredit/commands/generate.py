@@ -25,7 +25,7 @@ E2E from its zip file as released, on SmolLM2-135M; without --data from the hub.
 What the model writes untrained, about 50 items.
   loredit generate --task e2e --editor lora --data DIR --no-train --items 50
 
-Tasks: e2e.
+Tasks: e2e, webnlg, dart (triples), xsum (articles).
 """
 
 RESUMABLE = "interrupted; the same command with --resume goes on"

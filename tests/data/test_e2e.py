@@ -73,10 +73,12 @@ def test_what_is_no_e2e_is_said(tmp_path):
 
 def test_the_hub_gives_the_same_pairs(monkeypatch, tmp_path):
     row = {"meaning_representation": "name[Elm]", "human_reference": "Elm!"}
-    monkeypatch.setattr(datasets, "load_dataset", lambda _: {key: [row] for key in ("train", "validation", "test")})
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: {key: [row] for key in ("train", "validation", "test")}
+    )
     assert e2e.load("hub").train == (Pair("name : Elm", "Elm!"),)
 
-    def fails(_: str) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", fails)

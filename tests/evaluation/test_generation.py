@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from loredit.cli import app
-from loredit.data import e2e
+from loredit.data import e2e, xsum
 from loredit.data.pairs import Item, Pair
 from loredit.engine.model.encoding import Encoder
 from loredit.engine.model.loading import LoadedModel
@@ -25,7 +25,7 @@ from loredit.engine.model.sites import blocks
 from loredit.engine.patches.rows import Rows
 from loredit.evaluation.generation import metrics, runs
 from loredit.evaluation.generation.decoding import Beam, NoRepeat, written
-from loredit.evaluation.generation.writing import Writer, collated, lessons, prompt_of
+from loredit.evaluation.generation.writing import Writer, collated, cut, lessons, prompt_of
 from loredit.evaluation.tuning.training import train_patches
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -284,6 +284,33 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_texts(tiny_runs, monkeyp
     assert texts("part") == texts("whole")
     other = command(tiny_runs, "lora", "--seeds", "2", "--output", "part", "--smoothing", "0", "--resume")
     assert "other settings (smoothing)" in other.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "scores"),
+    [
+        ("dart", [{"tripleset": [["Ox", "IS", "a pub"]], "annotations": [{"text": "Ox is a pub."}]}], {"bleu", "ter"}),
+        ("xsum", {"document": "It rained. " * 30, "summary": "Rain."}, {"rouge1", "rouge2", "rougel"}),
+    ],
+)
+def test_other_tasks_run_from_data_to_scores(task, rows, scores, tiny_runs, monkeypatch):
+    monkeypatch.setattr(xsum, "_LONGEST", 12)
+    for split in ("train", "test"):
+        Path(f"{split}.json").write_text(json.dumps(rows), encoding="utf-8")
+    names = ["--metrics", "bleu,ter" if task == "dart" else "rouge"]
+    result = command(Path.cwd(), "lora", "--task", task, *names, "--output", "out")
+    assert result.exit_code == 0, result.output
+    assert {*json.loads(Path("out/metrics.json").read_text())["scores"]} == scores
+    Path("train.json").unlink()
+    lacking = command(Path.cwd(), "lora", "--task", task, *names, "--output", "none")
+    assert f"has no training part of {task}" in " ".join(lacking.output.split())
+    assert command(Path.cwd(), "lora", "--task", task, *names, "--no-train", "--output", "as-is").exit_code == 0
+
+
+def test_a_source_is_cut_to_so_many_tokens():
+    encoder = Encoder(tiny.tokenizer(), tiny.CONTEXT)
+    assert cut(encoder, Pair("name : Ox", "Ox."), 6) == Pair("name :", "Ox.")
+    assert cut(encoder, Item("name : Ox", ("Ox.",)), 9) == Item("name : Ox", ("Ox.",))
 
 
 def test_the_model_as_it_is_writes_once(tiny_runs):

@@ -181,8 +181,10 @@ class Work:
         self._owner = [e for e, rows in enumerate(of_edit) for _ in rows]
         rows = [row for rows in of_edit for row in rows]
         self._batch = Batch.of(rows, device)
-        # Rows of several edits stay together, so that those of each are one matrix.
-        self._passes = Passes.of(rows, device, _TOKENS.on(device) if len(self.edits) == 1 else None)
+        # Of uneven edits one pass: as many rows of each in a pass are one matrix for each.
+        even = len({len(rows) for rows in of_edit}) == 1
+        self._passes = Passes.of(rows, device, _TOKENS.on(device) if even else None, len(self.edits))
+        self._within = [i for rows in of_edit for i in range(len(rows))]
         self._rows = Table([sum(n) for n in counts], device)
         weights = [
             w
@@ -208,7 +210,7 @@ class Work:
         def run(rows: list[int], batch: Batch) -> Tensor:
             nonlocal dropped
             hidden, begun = next(behind)
-            within = None if self._passes.order is None else rows
+            within = [self._within[r] for r in rows]
             owner = [self._owner[r] for r in rows]
             attached = Rows(owner, len(self.edits), self.patch.seeds.device, batch.marks, within)
             with run_behind(begun), self.patch.attached(self.method.model, attached):

@@ -33,6 +33,14 @@ def test_a_pass_has_rows_of_like_length():
     assert Passes.of(ROWS, "cpu", None).rows == [[0, 1, 2, 3]]
 
 
+def test_a_pass_has_as_many_rows_of_each_edit():
+    """The shortest two of each, then the longest."""
+    rows = [ROWS[0], ROWS[1], ROWS[2], ROWS[2], ROWS[3], ROWS[1]]
+    assert Passes.of(rows, "cpu", 24, edits=2).rows == [[1, 2, 5, 3], [0, 4]]
+    passes = Passes.of(rows, "cpu", 24, edits=2)
+    assert passes(lambda rows, batch: batch.labels).tolist() == Batch.of(rows, "cpu").labels.tolist()
+
+
 @pytest.mark.parametrize("method", methods.TRAINED)
 @pytest.mark.parametrize("together", [True, False])
 def test_losses_and_gradients_are_those_of_one_pass(method, together, model, tokenizer, facts, monkeypatch):
@@ -48,7 +56,7 @@ def test_losses_and_gradients_are_those_of_one_pass(method, together, model, tok
         work = Work(editor, editor.begun([*range(len(lessons))]), lessons)
         loss, sure = work.losses()
         loss.sum().backward()
-        assert len(work._passes.rows) > 2 if together and most < 100 else len(work._passes.rows) == 1
+        assert len(work._passes.rows) > 2 if most < 100 else len(work._passes.rows) == 1
         return [loss, sure, *(p.grad for p in work.patch.parameters() if p.grad is not None)]
 
     for one, several in zip(seen(10_000), seen(48), strict=True):

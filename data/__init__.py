@@ -6,7 +6,7 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-from . import counterfact, fact_list, knowedit, mquake, qaedit, zsre
+from . import counterfact, fact_list, hallueditbench, knowedit, mquake, qaedit, rippleedits, unke, zsre
 from .facts import BadRecord, Claim, Fact, FactError, Probe
 from .formats import LoadedFacts, read
 from .records import read_bytes
@@ -15,7 +15,17 @@ from .requests import from_request
 __all__ = ["BadRecord", "Claim", "Fact", "FactError", "LoadedFacts", "Probe", "from_request", "load"]
 
 # A plain list comes last: whatever else has a prompt and a target.
-FORMATS = (zsre.FORMAT, qaedit.FORMAT, mquake.FORMAT, counterfact.FORMAT, *knowedit.FORMATS, fact_list.FORMAT)
+FORMATS = (
+    zsre.FORMAT,
+    qaedit.FORMAT,
+    mquake.FORMAT,
+    rippleedits.FORMAT,
+    hallueditbench.FORMAT,
+    unke.FORMAT,
+    counterfact.FORMAT,
+    *knowedit.FORMATS,
+    fact_list.FORMAT,
+)
 
 
 def load(source: str | Path = "samples", *, skip_bad: bool = False) -> LoadedFacts:

@@ -16,6 +16,7 @@ locality_truth         token_em       :func:`token_em` of each locality probe's 
 strict_*               strict         :func:`strict`, :func:`strict_unchanged`: all of an answer's tokens at once
 generation_*           generation     :func:`generated`, :func:`generated_unchanged`: what a reader would see
 contains_*             generation     :func:`contained`: the same, with other words around the answer
+rouge_l_*              generation     :func:`rouge_l`: how much of a long answer comes back
 probability_*          probabilities  :func:`preferred`: the right answer is likelier than its rival
 margin_*               probabilities  :func:`margin`: by how much
 claim_*                strict         :func:`strict` of the probes of each claim, joined by its rule
@@ -61,6 +62,7 @@ Family = Literal["token_em", "strict", "generation", "probabilities", "fluency"]
 
 RESAMPLES = 1000
 TAIL = 0.025  # what a 95 % interval leaves out at each end
+_LONG = 20  # words
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 PICKS_AT_ONCE = 1_000_000  # bounds the bootstrap's memory to some ten megabytes, however many facts there are
 
@@ -112,6 +114,29 @@ def contained(probe: ProbeScores, seen: Seen) -> float | None:
     if seen.generated is None:
         return None
     return float(any(says(seen.generated, answer) for answer in probe.answers))
+
+
+def rouge_l(probe: ProbeScores, seen: Seen) -> float | None:
+    """F of the longest common subsequence of words of the greedy continuation and of an accepted answer, the best of
+    several; None where no continuation was made or no answer has more than 20 words, so that :func:`contained` says it.
+
+    Higher is better. Source: ROUGE-L (Lin, 2004), without stemming.
+    """
+    long = [words for answer in probe.answers if len(words := normalise(answer).split()) > _LONG]
+    if seen.generated is None or not long:
+        return None
+    written = normalise(seen.generated).split()
+    return max(2 * _in_common(written, words) / (len(written) + len(words)) for words in long)
+
+
+def _in_common(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    longest = [0] * (len(b) + 1)
+    for word in a:
+        above = 0  # of a without this word, and one word of b less
+        for j, other in enumerate(b, 1):
+            above, longest[j] = longest[j], above + 1 if word == other else max(longest[j], longest[j - 1])
+    return longest[-1]
 
 
 def generated_unchanged(probe: ProbeScores, seen: Seen) -> float | None:
@@ -346,6 +371,16 @@ METRICS = (
         failed="rephrase",
     ),
     Metric("contains_chat", "chat, contained", "generation", _averaged("chat", contained), failed="chat"),
+    Metric(
+        "rouge_l_edit_success", "edit success, ROUGE-L", "generation", _averaged("rewrite", rouge_l), failed="rewrite"
+    ),
+    Metric(
+        "rouge_l_generalization",
+        "generalization, ROUGE-L",
+        "generation",
+        _averaged("rephrase", rouge_l),
+        failed="rephrase",
+    ),
     Metric(
         "probability_edit_success", "edit success", "probabilities", _averaged("rewrite", preferred), failed="rewrite"
     ),

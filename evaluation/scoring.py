@@ -280,6 +280,8 @@ class _Request:
     prompt: Prompt
     full_stops: int = 0
     """How many full stops an accepted answer holds ("St. Louis"): the text is read on past as many."""
+    tokens: int = 0
+    """The longest text."""
 
     def manner(self, tokens: int, *of: Hashable) -> Hashable:
         """What the unedited model's text of so many tokens, or of those that the context has room for, depends on."""
@@ -292,21 +294,33 @@ def _generate(edits: Edits, jobs: Sequence[Job], known: Texts | None, progress: 
     """Greedy answers, as a person would see them: up to a full stop, line end or end of text."""
     requests = []
     for job in jobs:
-        held: dict[Prompt, int] = {}
+        held: dict[Prompt, tuple[int, int]] = {}
         for probe in job.probes:
             stops = (answer.count(".") for answer in probe.answers)
-            held[probe.prompt] = max([held.get(probe.prompt, 0), *stops])
-        requests += [_Request(job, prompt, n) for prompt, n in held.items()]
+            known_stops, known_tokens = held.get(probe.prompt, (0, _ANSWER_TOKENS))
+            held[probe.prompt] = max([known_stops, *stops]), max([known_tokens, *_room(job, probe)])
+        requests += [_Request(job, prompt, *both) for prompt, both in held.items()]
     ends, full_stops = _natural_stops(edits.editor.tokenizer)
 
     def stop(request: _Request, token: int) -> bool:
         return token in ends or (token in full_stops and not request.full_stops)
 
-    manners = [request.manner(_ANSWER_TOKENS, "greedy") for request in requests]
-    texts = _both_texts(edits, requests, manners, known, _ANSWER_TOKENS, lambda chunk: greedy, stop, progress)
-    for request, (base, edited) in zip(requests, texts, strict=True):
-        n = request.full_stops
-        request.job.answers[request.prompt] = natural(base, n), natural(edited, n)
+    done = 0
+    for tokens in sorted({request.tokens for request in requests}):
+        some = [request for request in requests if request.tokens == tokens]
+        manners = [request.manner(tokens, "greedy") for request in some]
+        told = _within(progress, done / len(requests), len(some) / len(requests))
+        texts = _both_texts(edits, some, manners, known, tokens, lambda chunk: greedy, stop, told)
+        for request, (base, edited) in zip(some, texts, strict=True):
+            n = request.full_stops
+            request.job.answers[request.prompt] = natural(base, n), natural(edited, n)
+        done += len(some)
+
+
+def _room(job: Job, probe: _Probe) -> list[int]:
+    """Tokens of the probe's accepted answers, in steps, so that texts of like length are written together."""
+    lengths = [len(job.rows[probe.prompt, answer].wanted) for answer in probe.answers]
+    return [_ANSWER_TOKENS * -(-n // _ANSWER_TOKENS) for n in lengths]
 
 
 def _write(

@@ -25,6 +25,8 @@ SETS: dict[str, str] = {
     "wikibigedit": "wild/wikibigedit-2000.json",
     "qaedit": "wild/qaedit-700.json",
     "mquake": "mquake/MQuAKE-CF-3k-v2.json",
+    "rippleedits": "rippleedits/popular.json",
+    "unke": "unke/final_data_v2.json",
     "samples": "",
 }
 """File of each set, below one folder; the samples come with the project."""

@@ -20,7 +20,20 @@ import pytest
 from where import ROOT, SHARED
 
 from loredit import data
-from loredit.data import Claim, FactError, Probe, counterfact, fact_list, knowedit, mquake, qaedit, zsre
+from loredit.data import (
+    Claim,
+    FactError,
+    Probe,
+    counterfact,
+    fact_list,
+    hallueditbench,
+    knowedit,
+    mquake,
+    qaedit,
+    rippleedits,
+    unke,
+    zsre,
+)
 
 MEND = {
     "subject": "Ada",
@@ -338,3 +351,87 @@ def test_faults_of_mquake_are_told_in_its_own_words(change: dict, fault: str, tm
     with pytest.raises(FactError) as error:
         data.load(write(tmp_path, good, bad))
     assert f"record 1: {fault}" in str(error.value)
+
+
+def test_rippleedits_tests_are_claims_that_count_where_their_conditions_are_known() -> None:
+    loaded = data.load(SAMPLES / "rippleedits.json")
+    assert rippleedits.load(SAMPLES / "rippleedits.json") == loaded.facts
+    capital, children = loaded.facts
+    said = (capital.prompt, capital.target_new, capital.subject, capital.ground_truth)
+    assert said == ("The name of the capital city of Norland is", "Bergheim", "Norland", ("Fjordby",))
+    said = (children.prompt, children.target_new, children.subject, children.ground_truth)
+    assert said == ("The names of the children of Ada Quill are", "Tom Quill", None, ())
+    (composed,) = capital.claims["Compositionality_I"]
+    assert composed.given == (Probe(prompt="The name of the mayor of Bergheim is", answers=("Ida Storm",)),)
+    (every,) = capital.claims["Compositionality_II"]
+    assert [len(way) for way in every.ways] == [2]  # AND
+    (both,) = children.claims["Forgetfulness"]
+    assert [probe.answers for probe in both.ways[0]] == [("Ann Quill",), ("Ben Quill", "Benjamin Quill")]
+    assert {*capital.locality} == {"Relation_Specificity"}
+    assert {*children.portability} == {"Logical_Generalization"}
+    assert "Forgetfulness" not in capital.claims
+
+
+@pytest.mark.parametrize(
+    ("sentence", "aliased", "parted"),
+    [
+        ("Ada lives in the city of Rome.", "Rome", ("Ada lives in the city of", "Rome")),
+        ("The country of Ada is the Isle of Man.", None, ("The country of Ada is", "the Isle of Man")),
+        ("Ada lives in Rome.", None, None),
+    ],
+)
+def test_rippleedits_sentences_are_parted_or_refused(sentence, aliased, parted, tmp_path: Path) -> None:
+    record = json.loads((SAMPLES / "rippleedits.json").read_text())[1]
+    record["edit"]["prompt"] = sentence
+    if aliased:
+        answer = {"value": aliased, "aliases": []}
+        query = {"prompt": "She lives in the city of", "answers": [answer], "subject_id": "Q2"}
+        record["Subject_Aliasing"] = [{"test_queries": [query], "test_condition": "OR", "condition_queries": []}]
+    if parted:
+        (fact,) = data.load(write(tmp_path, record)).facts
+        assert (fact.prompt, fact.target_new) == parted
+    else:
+        with pytest.raises(FactError, match=r"edit\.prompt: is '.*', which does not tell prompt from answer"):
+            data.load(write(tmp_path, record))
+
+
+def test_of_rippleedits_what_cannot_be_answered_is_left_out_and_counted(tmp_path: Path) -> None:
+    record = json.loads((SAMPLES / "rippleedits.json").read_text())[0]
+    record["Compositionality_I"][0]["test_queries"][0]["answers"] = [{"value": "I", "aliases": []}]
+    loaded = data.load(write(tmp_path, record))
+    assert loaded.unanswered == 1
+    assert "Compositionality_I" not in loaded.facts[0].claims
+
+
+def test_hallueditbench_rows_ask_in_all_their_ways() -> None:
+    loaded = data.load(SAMPLES / "hallueditbench.csv")
+    assert hallueditbench.load(SAMPLES / "hallueditbench.csv") == loaded.facts
+    (fact,) = loaded.facts
+    assert (fact.prompt, fact.target_new, fact.subject) == ("What is the country of Bergheim?", "Norland", "Bergheim")
+    assert {name: claim.probes[0].answers for name, (claim,) in fact.claims.items()} == {
+        "multiple_choice": ("B",),
+        "yes": ("Yes",),
+        "no": ("No",),
+        "reversed": ("Bergheim",),
+    }
+    assert (
+        fact.claims["multiple_choice"][0]
+        .probes[0]
+        .prompt.startswith("What is the country of Bergheim?\nA. Sweden  B. Norland")
+    )
+    assert {name: probe.answers for name, (probe,) in fact.portability.items()} == {
+        "2_hops": ("krona",),
+        "3_hops": ("Ida Storm",),
+    }
+    assert fact.locality["other"][0].answers == ()
+
+
+def test_unkes_answer_is_a_text(tmp_path: Path) -> None:
+    loaded = data.load(SAMPLES / "unke.json")
+    assert unke.load(SAMPLES / "unke.json") == loaded.facts
+    (fact,) = loaded.facts
+    assert len(fact.target_new.split()) > 40
+    assert [probe.answers for probe in fact.portability["parts"]] == [("Norland.",), ("The Quiet Water.",)]
+    record = json.loads((SAMPLES / "unke.json").read_text())[0]
+    with pytest.raises(FactError, match="sub_answer: has 1 for 2 of sub_question"):
+        data.load(write(tmp_path, record | {"sub_answer": ["Norland."]}))

@@ -210,7 +210,8 @@ AGAINST_BASE = {"locality", "strict_locality", "generation_locality"}
 
 
 def test_every_metric_but_fluency_has_a_reference():
-    assert {metric.name for metric in METRICS} == {*REFERENCES, "fluency"}
+    of_long_answers = {"rouge_l_edit_success", "rouge_l_generalization"}  # held against rouge_score below
+    assert {metric.name for metric in METRICS} == {*REFERENCES, *of_long_answers, "fluency"}
 
 
 @pytest.mark.parametrize("name", REFERENCES)
@@ -490,6 +491,21 @@ def test_comparison_is_paired_case_by_case_and_not_by_position():
     assert (result.a, result.b, result.difference) == pytest.approx((50, 200 / 3, 50 / 3))
     # No pair differs by more than 25, nor the other way: unpaired, it would be wide.
     assert 0 <= result.low <= result.high <= 25
+
+
+def test_of_a_long_answer_it_counts_how_much_comes_back():
+    rouge = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
+    rng, words = random.Random(0), ["boat", "sea", "wind", "sail", "rope", "wave"]
+    for _ in range(20):
+        long, written = (" ".join(rng.choices(words, k=k)) for k in (25, rng.randint(1, 30)))
+        told = probe("rewrite", seen("1", generated=written), answers=("boat", long))
+        expected = rouge.score(long, written)["rougeL"].fmeasure
+        assert metrics.rouge_l(told, told.edited) == pytest.approx(expected)
+    assert edited(summarise([fact(told)]), "rouge_l_edit_success") == pytest.approx(100 * expected)
+    short = probe("rewrite", seen("1", generated="boat"), answers=("boat",))
+    assert metrics.rouge_l(short, short.edited) is None
+    assert "rouge_l_edit_success" not in summarise([fact(short)]).metrics
+    assert metrics.rouge_l(told, seen("1")) is None
 
 
 def test_comparison_leaves_out_cases_that_failed_in_either_run_and_says_which():

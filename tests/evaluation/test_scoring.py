@@ -71,8 +71,10 @@ def slow_answer(
 
 
 def slow_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, answers: Sequence[str]) -> str:
-    """16 greedy tokens, read up to the end of text, a line's end or one full stop more than any answer has."""
-    ids, _ = slow.greedy(model, tokenizer(prompt)["input_ids"], 16)
+    """As many greedy tokens as any answer has, in steps of 16, read up to the end of text, a line's end or one full
+    stop more than any answer has."""
+    longest = max(len(tokenizer(f" {answer}")["input_ids"]) for answer in answers)
+    ids, _ = slow.greedy(model, tokenizer(prompt)["input_ids"], 16 * math.ceil(longest / 16))
     text = tokenizer.decode(ids[: ids.index(tiny.END)] if tiny.END in ids else ids)
     most = max(answer.count(".") for answer in answers)
     return re.match(r"[^.\n]*" + r"(?:\.[^.\n]*)?" * most, text)[0].strip()

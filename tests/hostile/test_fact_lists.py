@@ -68,7 +68,10 @@ MQUAKE = {
     "new_answer_alias": ["Roma"],
     "new_single_hops": [{"cloze": "Paris lies in", "answer": "Italy", "answer_alias": ["Italia"]}],
 }
-FORMS = (LIST, ZSRE, COUNTERFACT, RECENT, BIO, MQUAKE)
+SAMPLES = Path(__file__).parents[2] / "data" / "samples"
+RIPPLE, UNKE = (json.loads((SAMPLES / f"{name}.json").read_text())[0] for name in ("rippleedits", "unke"))
+(HALLU,) = csv.DictReader((SAMPLES / "hallueditbench.csv").read_text().splitlines())
+FORMS = (LIST, ZSRE, COUNTERFACT, RECENT, BIO, MQUAKE, RIPPLE, {k: v for k, v in HALLU.items() if v}, UNKE)
 
 
 def load(content: bytes, name: str, **options: Any) -> data.LoadedFacts:

@@ -112,7 +112,46 @@ FAULTS = (
         "changes = [[fact] for fact in facts]\n    alone = [*facts]",
         (f"{CLAIMS}test_a_bundle_is_one_edit_and_counts_as_one_fact",),
     ),
+    # Benchmarks' forms
+    Fault(
+        "all of a test's queries taken for any",
+        "data/rippleedits.py",
+        "ways = [tuple(probe for own in ways for probe in own)]",
+        "ways = [*ways]",
+        ("data/test_data_formats.py::test_rippleedits_tests_are_claims_that_count_where_their_conditions_are_known",),
+    ),
+    Fault(
+        "every category taken for one that was seen",
+        "data/webnlg.py",
+        'lambda name: "seen" if name in known else "unseen"',
+        'lambda name: "seen" if name or known else "unseen"',
+        ("data/test_generation_data.py::test_webnlg_says_the_same_as_xml_and_as_json_and_tells_categories_not_seen",),
+    ),
     # Training
+    Fault(
+        "a value added nowhere, since the subject begins what is run in each step",
+        "engine/training/lessons.py",
+        "max(1, row.start - row.mark), 0)",
+        "max(1, row.start - row.mark))",
+        ("engine/training/test_solving.py::test_a_value_is_found_as_a_plain_loop_finds_it[rome, 0.2, plain, gpt2]",),
+    ),
+    Fault(
+        "nothing of a list stored for its next pass",
+        "engine/model/kept.py",
+        "if state.nbytes <= self._room:",
+        "if state.nbytes < 0:",
+        (
+            "engine/training/test_together.py::"
+            "test_what_the_unedited_model_makes_of_a_text_is_computed_once_while_there_is_room[start]",
+        ),
+    ),
+    Fault(
+        "dropout of a row that of another, where passes take some",
+        LOOP,
+        "within = [self._within[r] for r in rows]",
+        "within = None",
+        ("engine/training/test_passes.py::test_losses_and_gradients_are_those_of_one_pass[False, lora, gpt2]",),
+    ),
     Fault(
         "mean over edits instead of sum",
         LOOP,

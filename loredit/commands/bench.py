@@ -24,7 +24,7 @@ The samples alone; then all sets whose files are in a folder, 100 facts of each.
 Files in the folder: knowedit/ZsRE-test-1001.json, counterfact/counterfact-2000.json,
 knowedit/wiki_counterfact_train-400.json, wild/zsre-2000.json,
 wild/wikibigedit-2000.json, wild/qaedit-700.json,
-mquake/MQuAKE-CF-3k-v2.json.
+mquake/MQuAKE-CF-3k-v2.json, rippleedits/popular.json, unke/final_data_v2.json.
 
 Edit success, generalization, portability and locality are as of `loredit run`; PS and NS are ROME's paraphrase and
 neighborhood scores and S the harmonic mean of both and the efficacy score; free: rephrasings whose free continuation

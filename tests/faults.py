@@ -155,6 +155,13 @@ FAULTS = (
         "np.bincount(bins, np.abs(right - sure)).sum()",
         (f"{CLASSIFICATION}test_metrics.py::test_log_loss_and_calibration_error_are_what_slow_loops_give",),
     ),
+    Fault(
+        "power without the spread of the effect",
+        "benchmarks/aqua_power.py",
+        "norm.ppf(1 - LEVEL / 2) * at_chance + norm.ppf(POWER) * at_effect",
+        "norm.ppf(1 - LEVEL / 2) * at_chance",
+        ("benchmarks/test_aqua_power.py::test_so_many_questions_find_the_effect_in_four_of_five_experiments",),
+    ),
     # Training
     Fault(
         "mean over edits instead of sum",

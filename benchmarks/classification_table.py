@@ -241,7 +241,9 @@ def glue(
 @app.command()
 def essays(
     data: Annotated[str, typer.Option(help="JSONL file of essays, or its folder.")],
-    output: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("results/essays"),
+    output: Annotated[Path, typer.Option(help="Folder of all runs, one for each choice of settings.")] = Path(
+        "results/essays"
+    ),
     method: Annotated[str, typer.Option(help="An editor, full or probe.")] = "lora",
     seeds: Annotated[int, typer.Option(min=1)] = 2,
     limit: Annotated[int, typer.Option(min=1, help="Train on a sample of this many essays.")] = 1200,

@@ -35,7 +35,7 @@ def plot_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
 def plot_by_class(found: Mapping[str, Mapping[str, Any]], title: str, path: Path) -> None:
     """Precision, recall and F1 of each class, a bar for each way to an answer; lines are standard deviations."""
     classes, height = [*next(iter(found.values()))], 0.8 / len(found)
-    figure = Figure(figsize=(9, 1.4 + 0.3 * len(classes) * max(len(found), 2)), layout="constrained", dpi=150)
+    figure = Figure(figsize=(9, 1.2 + 0.13 * len(classes) * max(len(found), 3)), layout="constrained", dpi=150)
     for axes, metric in zip(figure.subplots(1, 3, sharey=True), ("precision", "recall", "f1"), strict=True):
         for i, (name, by_class) in enumerate(found.items()):
             scores = [by_class[one][metric] for one in classes]
@@ -53,7 +53,7 @@ def plot_by_class(found: Mapping[str, Mapping[str, Any]], title: str, path: Path
         axes.spines[["top", "right"]].set_visible(False)
     first = figure.axes[0]
     first.set_yticks(range(len(classes)), classes)
-    first.invert_yaxis()
+    first.set_ylim(len(classes) - 0.5, -0.5)
     if len(found) > 1:
         figure.legend(*first.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)

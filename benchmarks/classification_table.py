@@ -1,26 +1,31 @@
-"""Runs of ``loredit classify`` as Markdown tables: of one task, or every method on five GLUE sets.
+"""Runs of ``loredit classify`` as Markdown tables: of one task, every method on five GLUE sets, or who wrote essays.
 
     python benchmarks/classification_table.py runs results/mrpc-*
     python benchmarks/classification_table.py glue --data DIR
+    python benchmarks/classification_table.py essays --data ESSAYS.jsonl.gz
 
 ``runs``: a row for each run's folder, for an ensemble one for each way to join its members. ``glue``: trains what has
-no results yet, the smallest set first, and prints the table after each run; stopped, it goes on where it was. Means
-over seeds, in percent, with the standard deviation behind ±.
+no results yet, the smallest set first, and prints the table after each run; stopped, it goes on where it was.
+``essays``: the same of one classifier and of the ensemble, with what calibration makes of both, a run for each seed.
+Means over seeds, in percent, with the standard deviation behind ±.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from loredit.evaluation.classification.runs import run
-from loredit.evaluation.tuning.methods import settings
+from loredit.data import human_vs_machine
+from loredit.evaluation.classification.figures import plot_by_class
+from loredit.evaluation.classification.runs import BOTH, FITTED, run
+from loredit.evaluation.tuning.methods import FULL, PROBE, over_seeds, settings, ways
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
@@ -42,6 +47,8 @@ SETS = {
     "sst2": Set(1000, "accuracy", limit=16_000),  # 1, of a sample
 }
 METHODS = ("probe", "lora", "roselora", "simplexlora", "adalora", "adapter", "prefix", "bitfit", "full")
+
+BATCH = 16
 
 PUBLISHED = {
     # Hu et al. (2021), https://arxiv.org/abs/2106.09685, table 2, as in https://github.com/microsoft/LoRA. Dev sets.
@@ -68,20 +75,22 @@ def rows(folder: Path) -> list[list[str]]:
         f"{100 * sum(nonzero) / len(nonzero):.0f} %",
         f"{metrics['seconds']:.0f}",
     ]
-    rules = next(iter(metrics["splits"].values())).get("rules", {"": None})
+    splits = [ways(scores) for scores in metrics["splits"].values()]
     found = []
-    for rule in rules:
+    for way in dict.fromkeys(way for split in splits for way in split):
         cells = []
-        for scores in metrics["splits"].values():
-            part = scores["rules"][rule] if rule else scores
-            cells += [_percent(part[metric]) for metric in _shown(part)]
-        found.append([f"{name}, ensemble ({rule})" if rule else name, *cells, *rest])
+        for split in splits:
+            shown = _shown(next(iter(split.values())))
+            # What is fitted on dev has no score there.
+            cells += [_percent(split[way][metric]) if way in split else "" for metric in shown]
+        said = f"{name}{', ensemble' * run['ensemble']}"
+        found.append([f"{said} ({way})" if way else said, *cells, *rest])
     return found
 
 
 def header(folder: Path) -> list[str]:
     metrics = json.loads((folder / "metrics.json").read_text())
-    parts = {split: scores.get("rules", {"": scores}) for split, scores in metrics["splits"].items()}
+    parts = {split: ways(scores) for split, scores in metrics["splits"].items()}
     cells = [f"{split} {metric}" for split, part in parts.items() for metric in _shown(next(iter(part.values())))]
     return ["method", *cells, "trained numbers", "non-zero", "seconds"]
 
@@ -103,23 +112,13 @@ def overrides(method: str, task: str) -> dict[str, int]:
     return {name: max(1, round(n * share)) for name, n in counted.items() if n is not None}
 
 
-def trained(task: str, method: str, data: str, folder: Path, seeds: int, device: str) -> None:
+def trained(task: str, method: str, folder: Path, **given: Any) -> None:
     """Run what has no results yet; one that was stopped begins anew."""
     if (folder / "metrics.json").is_file():
         return
     if (folder / "run.json").is_file():
         shutil.rmtree(folder)
-    run(
-        task,
-        method,
-        data=data,
-        overrides=overrides(method, task),
-        seeds=range(seeds),
-        limit=SETS[task].limit,
-        device=device,
-        output=folder,
-        progress=True,
-    )
+    run(task, method, output=folder, progress=True, **given)
 
 
 def glue_table(folder: Path, tasks: Sequence[str], methods: Sequence[str]) -> list[list[str]]:
@@ -134,6 +133,69 @@ def glue_table(folder: Path, tasks: Sequence[str], methods: Sequence[str]) -> li
             cells.append(_percent(found) if found else "")
         table.append([method, *cells])
     return table
+
+
+KINDS = ("one", "ensemble")
+BY_CLASS = ("precision", "recall", "f1")
+
+
+def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The metrics of runs of one seed each, over their seeds."""
+
+    def only(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return value["seeds"][0] if "seeds" in value else {name: only(part) for name, part in value.items()}
+
+    splits = [only(found["splits"]) for found in runs]
+    return {
+        "splits": {name: over_seeds([split[name] for split in splits]) for name in splits[0]},
+        "seconds": sum(found["seconds"] for found in runs),
+        "calibration": {kind: [one for found in runs for one in found["calibration"][kind]] for kind in FITTED[BOTH]},
+    }
+
+
+def essays_found(folder: Path) -> dict[str, dict[str, Any]]:
+    """What there is of each kind of run."""
+    paths = {kind: sorted(folder.glob(f"{kind}-*/metrics.json")) for kind in KINDS}
+    return {kind: joined([json.loads(path.read_text()) for path in each]) for kind, each in paths.items() if each}
+
+
+def essays_ways(found: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Any, Any, float]]:
+    """By the way to an answer: its scores on test, those on dev (None for what is fitted there), and seconds."""
+    return {
+        f"{kind}, {way}" if way else kind: (part, ways(runs["splits"]["dev"]).get(way), runs["seconds"])
+        for kind, runs in found.items()
+        for way, part in ways(runs["splits"]["test"]).items()
+    }
+
+
+def essays_tables(found: Mapping[str, Mapping[str, Any]]) -> list[list[list[str]]]:
+    """All ways to an answer on test; their scores by class; and the members of the ensemble."""
+    numbers, by_class = essays_ways(found), list[list[str]]()
+    classes = [*next(iter(numbers.values()))[0]["by_class"]]
+    metrics = ("accuracy", "macro_f1", "log_loss", "calibration_error")
+    whole = [["test", "dev accuracy", "accuracy", "macro F1", "log loss", "calibration error", "seconds"]]
+    for name, (test, dev, seconds) in numbers.items():
+        cells = [_percent(test[m]) if m != "log_loss" else _plain(test[m]) for m in metrics]
+        whole.append([name, _percent(dev["accuracy"]) if dev else "", *cells, f"{seconds:.0f}"])
+        each = [" / ".join(f"{100 * test['by_class'][c][m]['mean']:.0f}" for m in BY_CLASS) for c in classes]
+        by_class.append([name, *each])
+    tables = [whole, [["precision / recall / F1", *classes], *by_class]]
+    if "ensemble" in found:
+        members = [["member", "dev accuracy", "test accuracy", "temperature"]]
+        for m, name in enumerate(classes[1:]):
+            scores = [found["ensemble"]["splits"][split]["members"][name]["accuracy"] for split in ("dev", "test")]
+            fitted = [one["temperatures"][m] for one in found["ensemble"]["calibration"]["temperature"]]
+            members.append(
+                [f"{classes[0]} against {name}", *map(_percent, scores), ", ".join(f"{t:.2f}" for t in fitted)]
+            )
+        tables.append(members)
+    return tables
+
+
+def _plain(value: dict[str, Any]) -> str:
+    return f"{value['mean']:.2f}" + ("" if value["std"] is None else f" ± {value['std']:.2f}")
 
 
 def _print(table: list[list[str]]) -> None:
@@ -161,10 +223,66 @@ def glue(
     sets, names = tasks.split(","), methods.split(",")
     for task in [] if only_table else sets:
         for method in names:
-            trained(task, method, data, output / f"{task}-{method}", seeds, device)
+            trained(
+                task,
+                method,
+                output / f"{task}-{method}",
+                data=data,
+                overrides=overrides(method, task),
+                seeds=range(seeds),
+                limit=SETS[task].limit,
+                device=device,
+            )
             _print(glue_table(output, sets, names))
     if only_table:
         _print(glue_table(output, sets, names))
+
+
+@app.command()
+def essays(
+    data: Annotated[str, typer.Option(help="JSONL file of essays, or its folder.")],
+    output: Annotated[Path, typer.Option(help="Folder of all runs, one for each choice of settings.")] = Path(
+        "results/essays"
+    ),
+    method: Annotated[str, typer.Option(help="An editor, full or probe.")] = "lora",
+    seeds: Annotated[int, typer.Option(min=1)] = 2,
+    limit: Annotated[int, typer.Option(min=1, help="Train on a sample of this many essays.")] = 1200,
+    epochs: Annotated[int, typer.Option(min=1, help="Of the one classifier, and of each member over its essays.")] = 2,
+    layers: Annotated[str, typer.Option(help="Blocks that an editor patches.")] = "3-5",
+    max_length: Annotated[int | None, typer.Option(min=4, help="Tokens of an essay; else the task's own.")] = None,
+    dtype: Annotated[str, typer.Option()] = "float32",
+    device: Annotated[str, typer.Option()] = "auto",
+    figure: Annotated[Path | None, typer.Option(help="Draw the scores by class to this file.")] = None,
+    only_table: Annotated[bool, typer.Option("--table", help="Of what there is; train nothing.")] = False,
+) -> None:
+    """One classifier of all authors beside the one-against-human ensemble, each as it is and calibrated on dev."""
+    classes = len(human_vs_machine.load(data).classes)
+    for seed in [] if only_table else range(seeds):
+        for kind in KINDS:
+            essays_each = limit * 2 // classes if kind == "ensemble" else limit
+            trained(
+                "human-vs-machine",
+                method,
+                output / f"{kind}-{seed}",
+                data=data,
+                overrides={"steps": math.ceil(essays_each * epochs / BATCH)}
+                | ({} if method in (FULL, PROBE) else {"layers": layers}),
+                seeds=[seed],
+                batch_size=BATCH,
+                limit=limit,
+                max_length=max_length,
+                ensemble=kind == "ensemble",
+                calibrate=BOTH,
+                dtype=dtype,
+                device=device,
+            )
+    found = essays_found(output)
+    for table in essays_tables(found) if found else []:
+        _print(table)
+        print()
+    if found and figure:
+        by_class = {name: test["by_class"] for name, (test, *_) in essays_ways(found).items()}
+        plot_by_class(by_class, "who wrote an essay, test", figure)
 
 
 if __name__ == "__main__":

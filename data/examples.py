@@ -49,6 +49,8 @@ class TaskData:
     """Classes are weighted in the loss, each by the inverse of its share."""
     reference: int | None = None
     """The class that every other one can be told apart from by a classifier of its own (an ensemble)."""
+    tokens: int = 128
+    """Texts are cut to this many where nothing else is said."""
 
 
 def read_rows(

@@ -58,6 +58,7 @@ FRESH = "editors/test_lora.py::test_a_fresh_edit_changes_nothing[gpt2]"
 RULE = "editors/test_roselora.py::test_an_edit_is_what_the_papers_rule_makes[gpt2, changes0]"
 JOINED = "engine/model/test_decoder.py::test_rows_that_come_and_go_are_written_as_alone"
 CLAIMS = "evaluation/test_claims.py::"
+CLASSIFICATION = "evaluation/classification/"
 OPENAI = "roof/server/test_openai.py::"
 TIES = "editors/test_roselora.py::test_of_equal_sensitivities_the_first_are_kept"
 PROBES = "evaluation/test_scoring.py::test_every_probe_is_what_a_slow_loop_sees[gpt2]"
@@ -126,6 +127,54 @@ FAULTS = (
         'lambda name: "seen" if name in known else "unseen"',
         'lambda name: "seen" if name or known else "unseen"',
         ("data/test_generation_data.py::test_webnlg_says_the_same_as_xml_and_as_json_and_tells_categories_not_seen",),
+    # Classification
+    Fault(
+        "calibration fitted on test",
+        "evaluation/classification/runs.py",
+        'NONE, BOTH, HELD_OUT = "none", "both", "dev"',
+        'NONE, BOTH, HELD_OUT = "none", "both", "test"',
+        (f"{CLASSIFICATION}test_runs.py::test_calibration_is_fitted_on_dev_and_never_on_test",),
+    ),
+    Fault(
+        "what is fitted on dev scored there",
+        "evaluation/classification/runs.py",
+        "beside = {} if name == HELD_OUT else fitted",
+        "beside = fitted",
+        (
+            f"{CLASSIFICATION}test_runs.py::test_the_ensemble_reports_its_members_and_both_ways_to_join_them",
+            f"{CLASSIFICATION}test_runs.py::test_one_classifier_is_calibrated_beside_its_own_answer",
+        ),
+    ),
+    Fault(
+        "a member's temperature of all texts",
+        "evaluation/classification/calibration.py",
+        "own = [np.isin(classes, (0, m + 1)) for m in range(odds.shape[1])]",
+        "own = [np.isin(classes, classes) for _ in range(odds.shape[1])]",
+        (f"{CLASSIFICATION}test_calibration.py::test_a_members_temperature_is_of_the_texts_of_its_two_classes_alone",),
+    ),
+    Fault(
+        "a temperature without Platt's targets",
+        "evaluation/classification/calibration.py",
+        "counts[:, None] + 1, 1) / (counts[:, None] + classes)",
+        "1, 0)",
+        (
+            f"{CLASSIFICATION}test_calibration.py::test_a_temperature_is_the_best_of_a_fine_grid",
+            f"{CLASSIFICATION}test_calibration.py::test_a_member_without_a_fault_on_few_texts_gets_no_boundless_odds",
+        ),
+    ),
+    Fault(
+        "a calibration error of unsigned texts",
+        "evaluation/classification/metrics.py",
+        "np.abs(np.bincount(bins, right - sure)).sum()",
+        "np.bincount(bins, np.abs(right - sure)).sum()",
+        (f"{CLASSIFICATION}test_metrics.py::test_log_loss_and_calibration_error_are_what_slow_loops_give",),
+    ),
+    Fault(
+        "power without the spread of the effect",
+        "benchmarks/aqua_power.py",
+        "norm.ppf(1 - LEVEL / 2) * at_chance + norm.ppf(POWER) * at_effect",
+        "norm.ppf(1 - LEVEL / 2) * at_chance",
+        ("benchmarks/test_aqua_power.py::test_so_many_questions_find_the_effect_in_four_of_five_experiments",),
     ),
     # Training
     Fault(

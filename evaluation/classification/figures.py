@@ -1,9 +1,10 @@
-"""Pictures of a run: confusion matrix, share of non-zeros and ranks against the step."""
+"""Pictures of a run: confusion matrix, scores by class, share of non-zeros and ranks against the step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -28,6 +29,34 @@ def plot_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
     axes.set_xlabel("answer")
     axes.set_ylabel("truth")
     axes.set_title(title, loc="left", fontsize=10)
+    save(figure, path)
+
+
+def plot_by_class(found: Mapping[str, Mapping[str, Any]], title: str, path: Path) -> None:
+    """Precision, recall and F1 of each class, a bar for each way to an answer; lines are standard deviations."""
+    classes, height = [*next(iter(found.values()))], 0.8 / len(found)
+    figure = Figure(figsize=(9, 1.2 + 0.13 * len(classes) * max(len(found), 3)), layout="constrained", dpi=150)
+    for axes, metric in zip(figure.subplots(1, 3, sharey=True), ("precision", "recall", "f1"), strict=True):
+        for i, (name, by_class) in enumerate(found.items()):
+            scores = [by_class[one][metric] for one in classes]
+            axes.barh(
+                [at + (i - (len(found) - 1) / 2) * height for at in range(len(classes))],
+                [100 * score["mean"] for score in scores],
+                height,
+                xerr=[100 * (score["std"] or 0) for score in scores],
+                color=COLOURS[i % len(COLOURS)],
+                error_kw={"elinewidth": 0.8},
+                label=name,
+            )
+        axes.set_xlim(0, 105)
+        axes.set_xlabel(f"{metric.replace('f1', 'F1')}, %")
+        axes.spines[["top", "right"]].set_visible(False)
+    first = figure.axes[0]
+    first.set_yticks(range(len(classes)), classes)
+    first.set_ylim(len(classes) - 0.5, -0.5)
+    if len(found) > 1:
+        figure.legend(*first.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     save(figure, path)
 
 

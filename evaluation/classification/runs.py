@@ -10,7 +10,7 @@ import copy
 import inspect
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...data import aqua, glue, human_vs_machine
@@ -39,6 +40,7 @@ from ..tuning.methods import FULL, PROBE
 from ..tuning.side_by_side import SideBySide, fresh_head, parameters_of, set_head
 from ..tuning.training import Curves, check_device, scored, train_own, train_patches
 from . import figures, metrics
+from .calibration import CALIBRATIONS, Calibration
 
 TASKS: dict[str, Callable[..., TaskData]] = {
     **{task: lambda source, skip_bad, task=task: glue.load(task, source, skip_bad=skip_bad) for task in glue.TASKS},
@@ -46,6 +48,9 @@ TASKS: dict[str, Callable[..., TaskData]] = {
     "human-vs-machine": lambda source, skip_bad: human_vs_machine.load(source, skip_bad=skip_bad),
 }
 RULES = ("mean", "odds")
+NONE, BOTH, HELD_OUT = "none", "both", "dev"
+FITTED = {NONE: (), **{kind: (kind,) for kind in CALIBRATIONS}, BOTH: tuple(CALIBRATIONS)}
+"""What ``calibrate`` may be, and what is fitted then, on the split that is held out for it."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +98,10 @@ def run(
     seeds: Sequence[int] = (0, 1, 2),
     batch_size: int = 16,
     head_lr: float = 3e-4,
-    max_length: int = 128,
+    max_length: int | None = None,
     limit: int | None = None,
     ensemble: bool = False,
+    calibrate: str | None = None,
     train: bool = True,
     skip_bad: bool = False,
     device: str = "auto",
@@ -116,9 +122,11 @@ def run(
         seeds: trained side by side (whole models one after another).
         batch_size: examples of a step, for each seed.
         head_lr: the learning rate of the head, whose matrices want smaller steps than an editor's factors.
-        max_length: texts are cut to this many tokens.
+        max_length: texts are cut to this many tokens; None: as many as the task's texts want, 128 or 256.
         limit: train on a sample of this many examples; None: all.
         ensemble: a binary classifier for each class against the reference one, instead of one classifier.
+        calibrate: what is fitted on dev, and scored on the other splits beside the classifier's own answer:
+            "temperature", "stacking", "both" or "none"; None: both for an ensemble, none for one classifier.
         train: False: fresh heads on the model as it is.
         skip_bad: leave faulty rows of the data out.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -143,6 +151,8 @@ def run(
     examples = _data(task, data, skip_bad)
     if ensemble and examples.reference is None:
         raise RunError(f"{task} has no class that the others are told apart from; --ensemble is for human-vs-machine")
+    kinds = _calibrations(calibrate or (BOTH if ensemble else NONE), examples)
+    max_length = max_length or examples.tokens
     chosen = methods.sample(examples.splits["train"], limit)
     torch.manual_seed(0)  # of what transformers draws for a model; all that is trained is drawn from the seeds
     outputs = 1 if examples.options or not examples.classes else 2 if ensemble else len(examples.classes)
@@ -164,6 +174,7 @@ def run(
         "max_length": max_length,
         "epochs": settings.steps * batch_size / len(chosen) if train else 0,
         "ensemble": ensemble,
+        "calibrate": [*kinds],
         "train": train,
         "device": str(loaded.model.device),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
@@ -182,13 +193,16 @@ def run(
     drawn = [seed if member is None else seed_of(seed, member) for member in members for seed in seeds]
     trained = _train(setup, prepared, drawn, weights, tested)
 
+    fitted = _fitted(kinds, examples, trained.logits, len(seeds), ensemble)
     splits: dict[str, Any] = {}
     for name, rows in examples.splits.items():
         if name != "train":
             truth = [example.label for example in rows]
-            splits[name] = _measured(examples, truth, trained.logits[name], len(seeds), ensemble)
+            beside = {} if name == HELD_OUT else fitted
+            splits[name] = _measured(examples, truth, trained.logits[name], len(seeds), ensemble, beside)
     found = {
         "splits": splits,
+        "calibration": {kind: [one.record() for one in each] for kind, each in fitted.items()},
         "seconds": trained.seconds,
         "parameters": {
             "update": trained.parameters,
@@ -352,33 +366,82 @@ def _all_scored(
     }
 
 
-def _measured(examples: TaskData, truth: Sequence[float], logits: Tensor, seeds: int, ensemble: bool) -> dict[str, Any]:
+def _log_odds(logits: Tensor, seeds: int, ensemble: bool) -> NDArray[np.float64]:
+    """(N, E, K) -> (S, N, C - 1): by seed, the log-odds of each class against the first."""
+    if not ensemble:
+        return (logits[:, :, 1:] - logits[:, :, :1]).double().transpose(0, 1).numpy()
+    # Members in order of their class, and within a member the seeds.
+    machine = (logits[:, :, 1] - logits[:, :, 0]).double()
+    return machine.view(len(logits), -1, seeds).permute(2, 0, 1).numpy()
+
+
+def _calibrations(calibrate: str, examples: TaskData) -> Sequence[str]:
+    """What is to be fitted. Raises RunError where nothing can be fitted, or what is fitted could not be scored."""
+    if calibrate not in FITTED:
+        raise RunError(unknown("calibration", calibrate, FITTED))
+    kinds, task, remedy = FITTED[calibrate], examples.task, f"; --calibrate {NONE} does without"
+    if not kinds:
+        return ()
+    if not examples.classes:
+        raise RunError(f"{task} is scored by a number, not by classes, and has no probabilities to calibrate{remedy}")
+    held_out = examples.splits.get(HELD_OUT, ())
+    if not held_out:
+        raise RunError(f"{task} has no {HELD_OUT} split to fit {' and '.join(kinds)} on{remedy}")
+    if not examples.splits.keys() - {"train", HELD_OUT}:
+        raise RunError(
+            f"{task} is scored on {HELD_OUT} alone, on which {' and '.join(kinds)} would be fitted: no split would be "
+            f"left to score them on{remedy}"
+        )
+    seen = {int(example.label) for example in held_out}
+    if lacking := [name for label, name in enumerate(examples.classes) if label not in seen]:
+        raise RunError(f"{task}'s {HELD_OUT} split has no example of {', '.join(lacking)} to calibrate on{remedy}")
+    return kinds
+
+
+def _fitted(
+    kinds: Sequence[str], examples: TaskData, logits: Mapping[str, Tensor], seeds: int, ensemble: bool
+) -> dict[str, list[Calibration]]:
+    """Of each kind and seed, from the held-out split alone."""
+    if not kinds:
+        return {}
+    truth = [int(example.label) for example in examples.splits[HELD_OUT]]
+    each = _log_odds(logits[HELD_OUT], seeds, ensemble)
+    return {
+        kind: [CALIBRATIONS[kind].fitted(odds, truth, members=ensemble, weighted=examples.weighted) for odds in each]
+        for kind in kinds
+    }
+
+
+def _measured(
+    examples: TaskData,
+    truth: Sequence[float],
+    logits: Tensor,
+    seeds: int,
+    ensemble: bool,
+    fitted: Mapping[str, Sequence[Calibration]],
+) -> dict[str, Any]:
     """The scores of one split over seeds."""
     if not examples.classes:
         values = logits.squeeze(2).double().numpy()
         return metrics.over_seeds([metrics.regression(truth, values[:, e].tolist()) for e in range(seeds)])
     right = [int(label) for label in truth]
+    each = _log_odds(logits, seeds, ensemble)
+
+    def over(given: Iterable[NDArray[np.float64]]) -> dict[str, Any]:
+        return metrics.over_seeds([metrics.classification(right, one, examples.classes) for one in given])
+
+    beside = {kind: over(one(odds) for one, odds in zip(parts, each, strict=True)) for kind, parts in fitted.items()}
     if not ensemble:
-        best = logits.argmax(2)
-        return metrics.over_seeds(
-            [metrics.classification(right, best[:, e].tolist(), examples.classes) for e in range(seeds)]
-        )
-    # Members in order of their class, and within a member the seeds: (N, M, S), P(its machine).
-    machine = logits.double().softmax(2)[:, :, 1].view(len(right), -1, seeds).numpy()
-    measured: dict[str, Any] = {"rules": {}, "members": {}}
-    for rule in RULES:
-        answers = [metrics.one_of_many(machine[:, :, s], rule).argmax(1).tolist() for s in range(seeds)]
-        measured["rules"][rule] = metrics.over_seeds(
-            [metrics.classification(right, answer, examples.classes) for answer in answers]
-        )
+        return over(map(metrics.from_first, each)) | ({"rules": beside} if beside else {})
+    rules = {rule: over(metrics.one_of_many(odds, rule) for odds in each) for rule in RULES}
+    members = {}
     for m, name in enumerate(examples.classes[1:]):
         own = [i for i, label in enumerate(right) if label in (0, m + 1)]
         binary, pair = [int(right[i] != 0) for i in own], (examples.classes[0], name)
-        answers = [(machine[own, m, s] > 0.5).astype(int).tolist() for s in range(seeds)]
-        measured["members"][name] = metrics.over_seeds(
-            [metrics.classification(binary, answer, pair) for answer in answers]
+        members[name] = metrics.over_seeds(
+            [metrics.classification(binary, metrics.from_first(odds[own, m : m + 1]), pair) for odds in each]
         )
-    return measured
+    return {"rules": rules | beside, "members": members}
 
 
 def _draw(
@@ -390,10 +453,14 @@ def _draw(
     seeds: Sequence[int],
 ) -> None:
     for split, scores in splits.items():
-        for name, part in {"": scores, **{f"-{rule}": s for rule, s in scores.get("rules", {}).items()}}.items():
-            if "confusion" in part:
-                said = f"{title}, {split}{name}"
-                figures.plot_confusion(part["confusion"], classes, said, folder / f"confusion-{split}{name}.png")
+        found = {name: part for name, part in methods.ways(scores).items() if "confusion" in part}
+        for name, part in found.items():
+            ending = f"{split}-{name}" if name else split
+            said = f"{title}, {ending}"
+            figures.plot_confusion(part["confusion"], classes, said, folder / f"confusion-{ending}.png")
+        if found:
+            by_class = {name or "one classifier": part["by_class"] for name, part in found.items()}
+            figures.plot_by_class(by_class, f"{title}, {split}", folder / f"classes-{split}.png")
     if any(min(shares) < 1 for shares in curves.nonzero):
         figures.plot_nonzero(curves, seeds, title, folder / "nonzero.png")
     if curves.ranks and curves.ranks[0][0]:

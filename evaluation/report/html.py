@@ -27,6 +27,7 @@ from ...engine.files import replacing
 from ...engine.version import VERSION
 from ..metrics import Comparison, Estimate, PairedDifference, Summary, compare, failure, summarise
 from ..scores import AnswerScore, FactScores, Kind, ProbeScores, Seen
+from ..tuning.methods import ways
 from . import figures
 from .changes import Mark, mark, outcome
 from .reading import ClassificationRun, EditingRun, UnreadableRunError, read_run
@@ -413,8 +414,7 @@ def _flat(record: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str,
 def _scored(splits: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     """Split, metric, mean and standard deviation over seeds, as text."""
     for split, scores in splits.items():
-        parts = {**scores["rules"], **scores["members"]} if "rules" in scores else {"": scores}
-        for name, part in parts.items():
+        for name, part in {**ways(scores), **scores.get("members", {})}.items():
             for metric, value in part.items():
                 if isinstance(value, Mapping) and "mean" in value:
                     std = "–" if value.get("std") is None else f"{value['std']:.4f}"

@@ -86,3 +86,14 @@ def over_seeds(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         else:
             merged[name] = {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None, "seeds": values}
     return merged
+
+
+def ways(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """What a classification run has of one split, by the way to an answer: "" is the classifier's own.
+
+    Example:
+        >>> [*ways({"rules": {"mean": {}, "odds": {}}, "members": {}})]
+        ['mean', 'odds']
+    """
+    own = {name: part for name, part in scores.items() if name not in ("rules", "members")}
+    return ({"": own} if own else {}) | scores.get("rules", {})

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from .. import hparams as presets
-from ..evaluation.tuning.methods import settings
+from ..evaluation.tuning.methods import settings, ways
 from .common import Device, Dtype, Set, explained, out, quiet
 
 # \b keeps the lines of a paragraph as they are.
@@ -48,11 +48,21 @@ def classify(
     head_lr: Annotated[
         float, typer.Option(min=0, help="Learning rate of the head beside an editor; full and probe use their own.")
     ] = 3e-4,
-    max_length: Annotated[int, typer.Option(min=4, help="Texts are cut to this many tokens.")] = 128,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=4, help="Texts are cut to this many tokens; else to 128, for human-vs-machine to 256."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Train on a sample of this many examples.")] = None,
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="One binary classifier for each machine against human.")
     ] = False,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            help="Fit temperature, stacking, both or none on dev, to be scored on test; else both with --ensemble, "
+            "none without."
+        ),
+    ] = None,
     train: Annotated[
         bool, typer.Option("--train/--no-train", help="Score the model as it is, with fresh heads.")
     ] = True,
@@ -91,6 +101,7 @@ def classify(
             max_length=max_length,
             limit=limit,
             ensemble=ensemble,
+            calibrate=calibrate,
             train=train,
             skip_bad=skip_bad,
             device=device,
@@ -100,6 +111,10 @@ def classify(
             progress=True,
         )
     out.print(_table(result.metrics, f"{editor} on {task}, {seeds} seeds"))
+    for split, scores in result.metrics["splits"].items():
+        for way, part in ways(scores).items():
+            if "by_class" in part:
+                out.print(_by_class(part, f"{split} {way}".strip()))
     parameters = result.metrics["parameters"]
     out.print(
         f"trained {parameters['update']:,} + {parameters['head']:,} in the head "
@@ -113,10 +128,21 @@ def _table(metrics: dict[str, Any], title: str) -> Table:
     for column in ("split", "metric", "mean", "std"):
         table.add_column(column, justify="left" if column in ("split", "metric") else "right")
     for split, scores in metrics["splits"].items():
-        parts = {**scores["rules"], **scores["members"]} if "rules" in scores else {"": scores}
-        for name, part in parts.items():
+        for name, part in {**ways(scores), **scores.get("members", {})}.items():
             for metric, value in part.items():
                 if isinstance(value, dict) and "mean" in value:
                     std = "" if value["std"] is None else f"{value['std']:.4f}"
                     table.add_row(f"{split} {name}".strip(), metric, f"{value['mean']:.4f}", std)
+    return table
+
+
+def _by_class(scores: dict[str, Any], title: str) -> Table:
+    """Scores of each class, and what its examples were taken for: counts over all seeds."""
+    table = Table(title=f"{title}, by class", title_justify="left")
+    table.add_column("class")
+    for column in ("precision", "recall", "F1", *(f"as {name}" for name in scores["by_class"])):
+        table.add_column(column, justify="right")
+    for (name, part), row in zip(scores["by_class"].items(), scores["confusion"], strict=True):
+        means = [f"{part[metric]['mean']:.4f}" for metric in ("precision", "recall", "f1")]
+        table.add_row(name, *means, *map(str, row))
     return table

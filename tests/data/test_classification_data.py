@@ -133,6 +133,14 @@ def test_bad_texts_and_labels_are_told(tmp_path):
         human_vs_machine.load(str(essays(tmp_path / "c.jsonl.gz", 1)))
 
 
+def test_few_topics_may_leave_none_for_dev(tmp_path):
+    topics = next(
+        n for n in range(1, 60) if {human_vs_machine.split_of(f"s {i}") for i in range(n)} == {"train", "test"}
+    )
+    data = human_vs_machine.load(str(essays(tmp_path / "few.jsonl.gz", topics)))
+    assert data.splits.keys() == {"train", "test"}
+
+
 class TestSharedData:
     pytestmark = shared
 

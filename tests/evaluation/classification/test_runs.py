@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import re
@@ -25,11 +26,12 @@ from typer.testing import CliRunner
 from loredit import editors
 from loredit import hparams as presets
 from loredit.cli import app
+from loredit.data import human_vs_machine
 from loredit.data.examples import Example
 from loredit.engine.model.loading import LoadedModel
 from loredit.engine.model.loading import load as load_model
 from loredit.engine.model.sites import head, sites
-from loredit.evaluation.classification import runs
+from loredit.evaluation.classification import figures, runs
 from loredit.evaluation.tuning import methods as tuning_methods
 from loredit.evaluation.tuning.examples import Preparer
 from loredit.evaluation.tuning.side_by_side import Below, SideBySide, fresh_head
@@ -203,6 +205,7 @@ def run(folder: Path, task: str, editor: str, data: Path, *more: str) -> Any:
     if ended.exit_code:
         assert ended.exit_code == 2, ended.output
         return " ".join(ended.output.split())
+    (output / "said.txt").write_text(ended.output)
     return json.loads((output / "metrics.json").read_text()), output
 
 
@@ -253,12 +256,139 @@ def test_the_ensemble_reports_its_members_and_both_ways_to_join_them(folder, tmp
     for editor in ("lora", runs.FULL):
         metrics, output = run(folder, "human-vs-machine", editor, data, "--ensemble")
         test = metrics["splits"]["test"]
-        assert test["rules"].keys() == {"mean", "odds"}
+        assert test["rules"].keys() == {"mean", "odds", "temperature", "stacking"}
+        assert metrics["splits"]["dev"]["rules"].keys() == {"mean", "odds"}, "what is fitted on dev is not scored there"
         assert test["members"].keys() == {"Beta", "Zeta"}
         assert test["members"]["Zeta"]["by_class"].keys() == {"Human", "Zeta"}
         assert len(test["members"]["Zeta"]["accuracy"]["seeds"]) == 2
         assert (output / "confusion-test-odds.png").is_file()
         assert len(metrics["parameters"]["nonzero_share"]) == 4
+
+
+def changed(data: Path, split: str | None, keep: bool = True) -> Path:
+    """The essays with those of a split in other words, or without them."""
+    lines = gzip.decompress(data.read_bytes()).decode().splitlines()
+    rows = []
+    for row in map(json.loads, lines):
+        if human_vs_machine.split_of(f"{row['split']} {row['index']}") != split:
+            rows.append(row)
+        elif keep:
+            rows.append(row | {"text": f"{row['text'][::-1]} {row['label']}"})
+    other = data.with_name(f"{split}-{keep}.jsonl")
+    other.write_text("\n".join(map(json.dumps, rows)))
+    return other
+
+
+def test_calibration_is_fitted_on_dev_and_never_on_test(folder, tmp_path):
+    data = essays(tmp_path / "essays.jsonl.gz", 30)
+    first, _ = run(folder, "human-vs-machine", "probe", data, "--ensemble")
+    assert first["calibration"].keys() == {"temperature", "stacking"}
+    assert [len(one["temperatures"]) for one in first["calibration"]["temperature"]] == [2, 2], "by seed and member"
+    other_test, _ = run(folder, "human-vs-machine", "probe", changed(data, "test"), "--ensemble")
+    assert other_test["calibration"] == first["calibration"]
+    assert other_test["splits"]["test"] != first["splits"]["test"]
+    other_dev, _ = run(folder, "human-vs-machine", "probe", changed(data, "dev"), "--ensemble")
+    assert other_dev["calibration"] != first["calibration"]
+    assert other_dev["splits"]["test"]["rules"]["odds"] == first["splits"]["test"]["rules"]["odds"]
+
+
+def test_one_classifier_is_calibrated_beside_its_own_answer(folder, tmp_path):
+    data = essays(tmp_path / "essays.jsonl.gz", 20)
+    plain, output = run(folder, "human-vs-machine", "probe", data)
+    assert plain["calibration"] == {}
+    assert json.loads((output / "run.json").read_text())["calibrate"] == []
+    both, output = run(folder, "human-vs-machine", "probe", data, "--calibrate", "temperature")
+    assert json.loads((output / "run.json").read_text())["calibrate"] == ["temperature"]
+    assert both["splits"]["dev"] == plain["splits"]["dev"]
+    test = both["splits"]["test"]
+    assert {name: part for name, part in test.items() if name != "rules"} == plain["splits"]["test"]
+    assert test["rules"]["temperature"]["confusion"] == test["confusion"], "a temperature changes no answer"
+    assert test["rules"]["temperature"]["log_loss"] != test["log_loss"]
+
+
+def test_what_cannot_be_calibrated_is_refused_before_anything_is_trained(folder, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "load_model", lambda *_, **__: pytest.fail("no model is to be loaded"))
+    data = essays(tmp_path / "essays.jsonl.gz", 30)
+    without = changed(data, "dev", keep=False)
+    said = run(folder, "human-vs-machine", "lora", without, "--ensemble")
+    remedy = "--calibrate none does without"
+    assert f"human-vs-machine has no dev split to fit temperature and stacking on; {remedy}" in said
+    said = run(folder, "rte", "lora", rows, "--calibrate", "stacking")
+    assert "rte is scored on dev alone, on which stacking would be fitted: no split would be left" in said
+    assert (
+        "unknown calibration 'stackin'; did you mean 'stacking'? There are: none, temperature, stacking, both"
+        in run(folder, "rte", "lora", rows, "--calibrate", "stackin")
+    )
+    few = data.with_name("few.jsonl")
+    lines = changed(data, None).read_text().splitlines()
+    dev = [human_vs_machine.split_of(f"s {json.loads(line)['index']}") == "dev" for line in lines]
+    few.write_text("\n".join(line for line, held in zip(lines, dev, strict=True) if not (held and "Zeta" in line)))
+    said = run(folder, "human-vs-machine", "lora", few, "--calibrate", "temperature")
+    assert f"human-vs-machine's dev split has no example of Zeta to calibrate on; {remedy}" in said
+    scored = tmp_path / "stsb"
+    scored.mkdir()
+    glue_folder(scored, "stsb", *(f"0\tA {i}.\tB.\t{i}" for i in range(5)))
+    assert "stsb is scored by a number, not by classes" in run(folder, "stsb", "lora", scored, "--calibrate", "both")
+
+
+def test_an_ensemble_without_dev_runs_uncalibrated(folder, tmp_path):
+    data = changed(essays(tmp_path / "essays.jsonl.gz", 20), "dev", keep=False)
+    metrics, _ = run(folder, "human-vs-machine", "probe", data, "--ensemble", "--calibrate", "none")
+    assert metrics["splits"].keys() == {"test"}
+    assert metrics["splits"]["test"]["rules"].keys() == {"mean", "odds"}
+
+
+def test_every_class_is_printed_with_its_scores_and_answers(folder, tmp_path):
+    data = essays(tmp_path / "essays.jsonl.gz", 20)
+    metrics, output = run(folder, "human-vs-machine", "probe", data, "--calibrate", "stacking")
+    said = (output / "said.txt").read_text()
+    for title, part in {
+        "dev": metrics["splits"]["dev"],
+        "test": metrics["splits"]["test"],
+        "test stacking": metrics["splits"]["test"]["rules"]["stacking"],
+    }.items():
+        lines = said[said.index(f"\n{title}, by class") + 1 :].splitlines()
+        headings = ["class", "precision", "recall", "F1", "as Human", "as Beta", "as Zeta"]
+        assert [heading.strip() for heading in lines[2].strip("┃").split("┃")] == headings
+        for line, (name, scores), counts in zip(lines[4:], part["by_class"].items(), part["confusion"], strict=False):
+            means = [f"{scores[metric]['mean']:.4f}" for metric in ("precision", "recall", "f1")]
+            assert re.findall(r"[\w.]+", line) == [name, *means, *map(str, counts)]
+    assert (output / "classes-test.png").is_file()
+
+
+def test_bars_by_class_are_as_long_as_the_scores(monkeypatch, tmp_path):
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "save", lambda figure, _: drawn.append(figure))
+
+    def scores(value: float) -> dict[str, Any]:
+        return {m: {"mean": value + i / 10, "std": 0.01} for i, m in enumerate(("precision", "recall", "f1"))}
+
+    found = {
+        "odds": {"Human": scores(0.1), "Beta": scores(0.2)},
+        "stacking": {"Human": scores(0.5), "Beta": scores(0.6)},
+    }
+    figures.plot_by_class(found, "essays", tmp_path / "classes.png")
+    for i, axes in enumerate(drawn[0].axes):
+        bars = [bar.get_width() for container in axes.containers for bar in getattr(container, "patches", [])]
+        assert bars == pytest.approx([100 * (value + i / 10) for value in (0.1, 0.2, 0.5, 0.6)])
+        assert [label.get_text() for label in drawn[0].axes[0].get_yticklabels()] == ["Human", "Beta"]
+
+
+@pytest.mark.parametrize(("task", "tokens"), [("human-vs-machine", 256), ("rte", 128)])
+def test_texts_are_cut_to_what_the_tasks_texts_want(task, tokens, rows, folder, tmp_path, monkeypatch):
+    lengths = []
+
+    class Noted(Preparer):
+        def __init__(self, model: Any, tokenizer: Any, max_length: int, positions: int) -> None:
+            lengths.append(max_length)
+            super().__init__(model, tokenizer, max_length, positions)
+
+    monkeypatch.setattr(runs, "Preparer", Noted)
+    data = str(rows if task == "rte" else essays(tmp_path / "essays.jsonl.gz", 20))
+    settings = {"model": str(folder), "steps": 1, "lr": 1e-2}
+    result = runs.run(task, "probe", data=data, overrides=settings, seeds=[0], output=tmp_path / "run", device="cpu")
+    assert lengths == [tokens]
+    assert json.loads((result.folder / "run.json").read_text())["max_length"] == tokens
 
 
 def test_multiple_choice_and_regression_run(folder, tmp_path):

@@ -127,6 +127,7 @@ FAULTS = (
         'lambda name: "seen" if name in known else "unseen"',
         'lambda name: "seen" if name or known else "unseen"',
         ("data/test_generation_data.py::test_webnlg_says_the_same_as_xml_and_as_json_and_tells_categories_not_seen",),
+    ),
     # Classification
     Fault(
         "calibration fitted on test",

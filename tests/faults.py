@@ -284,8 +284,8 @@ FAULTS = (
     Fault(
         "stopping measured with dropout on",
         LOOP,
-        "if rows.dropped and self.method.hparams.sure is not None:",
-        "if rows.dropped and self.method.hparams.sure is None:",
+        "if dropped and self.method.hparams.sure is not None:",
+        "if dropped and self.method.hparams.sure is None:",
         ("engine/training/test_loop.py::test_an_edit_stops_as_soon_as_it_is_sure_without_dropout[gpt2, sure]",),
     ),
     Fault(
@@ -341,8 +341,8 @@ FAULTS = (
     Fault(
         "dropout on when an edit is used",
         PATCH,
-        "for n, t in taken.tensors().items()}\n        ).eval()",
-        "for n, t in taken.tensors().items()}\n        ).train()",
+        "            .requires_grad_(False)\n            .eval()\n",
+        "            .requires_grad_(False)\n            .train()\n",
         ("editors/test_lora.py::test_an_edit_trained_with_dropout_is_used_without[gpt2]",),
     ),
     Fault(
@@ -617,8 +617,8 @@ FAULTS = (
     Fault(
         "alpha instead of alpha / rank",
         LORA,
-        "h.alpha / h.rank, h.dropout, i",
-        "h.alpha, h.dropout, i",
+        "    return alpha / rank\n",
+        "    return alpha\n",
         ("editors/test_lora.py::test_the_change_of_a_weight_is_alpha_over_r_times_b_a[gpt2]",),
     ),
     Fault(
@@ -843,8 +843,8 @@ FAULTS = (
     Fault(
         "sampling among six",
         SCORING,
-        'return TopK(5, [seed_of("fluency"',
-        'return TopK(6, [seed_of("fluency"',
+        "return TopK(5, [drawn(request)",
+        "return TopK(6, [drawn(request)",
         (TEXTS,),
     ),
     Fault(
@@ -871,8 +871,8 @@ FAULTS = (
     Fault(
         "a quantized map is taken for a plain one",
         SITES,
-        "    if isinstance(module, (nn.Linear, Conv1D)):\n",
-        "    if module:\n",
+        '    raise SiteError(\n        f"a {type(module).__name__} is no linear',
+        '    return False\n    raise SiteError(\n        f"a {type(module).__name__} is no linear',
         ("editors/test_edits.py::test_maps_that_are_no_plain_matrices_are_refused[lora]",),
     ),
     # Scoring

@@ -945,6 +945,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     wanted = re.compile(options.only, re.IGNORECASE)
     chosen = [f for f in FAULTS if wanted.search("\n".join((f.name, f.file, *f.tests)))]
+    if not chosen:
+        parser.error(f"no fault has {options.only!r} in its name, file or tests")
     if options.list:
         return _listed(chosen)
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary:

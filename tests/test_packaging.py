@@ -47,7 +47,7 @@ def test_the_wheel_holds_every_module_preset_and_sample(wheel):
     own = [f for f in files if f.suffix == ".py" or f.name == "py.typed" or f.parent.name in beside]
     expected = {file.relative_to(ROOT).as_posix() for file in own if not links.intersection(file.parents)}
     for folder in FOLDERS:
-        for pattern in ("**/*.py", "**/*.yaml", "**/*.json", "**/templates/*"):
+        for pattern in ("**/*.py", "**/*.yaml", "**/*.json", "**/*.csv", "**/templates/*"):
             expected |= {f"loredit/{file.relative_to(ROOT).as_posix()}" for file in (ROOT / folder).glob(pattern)}
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == expected

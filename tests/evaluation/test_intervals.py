@@ -26,7 +26,7 @@ SHARE = (0.0, 100.0)
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
-def probe(kind: str, marks: str, generated: str | None = None, *, log_prob: float = -1.0) -> ProbeScores:
+def probe(kind: str, marks: str, generated: str | None = None, *, log_prob: float = -1.0, also: str = "") -> ProbeScores:
     answer = AnswerScore(correct=tuple(mark == "1" for mark in marks), log_prob=log_prob)
     rival = AnswerScore(correct=(False,), log_prob=-2.0)
     seen = Seen(answers=(answer,), contrast=rival, generated=generated)
@@ -34,7 +34,7 @@ def probe(kind: str, marks: str, generated: str | None = None, *, log_prob: floa
         kind=kind,
         group=kind,
         prompt="p",
-        answers=("Rome",),
+        answers=("Rome", also) if also else ("Rome",),
         base=seen,
         edited=seen,
         same=tuple(mark == "1" for mark in marks),
@@ -96,7 +96,10 @@ def test_no_interval_of_a_run_is_of_no_width(n):
     everything = [
         fact(
             str(i),
-            *(probe(kind, "11", "Rome") for kind in ("rewrite", "rephrase", "chat", "locality", "portability")),
+            *(
+                probe(kind, "11", "Rome", also="Rome again " * 20)  # long enough for ROUGE-L
+                for kind in ("rewrite", "rephrase", "chat", "locality", "portability")
+            ),
             base_text="a b c",
             edited_text="a b c",
         )

@@ -26,7 +26,9 @@ SHARE = (0.0, 100.0)
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
-def probe(kind: str, marks: str, generated: str | None = None, *, log_prob: float = -1.0, also: str = "") -> ProbeScores:
+def probe(
+    kind: str, marks: str, generated: str | None = None, *, log_prob: float = -1.0, also: str = ""
+) -> ProbeScores:
     answer = AnswerScore(correct=tuple(mark == "1" for mark in marks), log_prob=log_prob)
     rival = AnswerScore(correct=(False,), log_prob=-2.0)
     seen = Seen(answers=(answer,), contrast=rival, generated=generated)

@@ -97,6 +97,10 @@ def _arc(task: str, path: Path, skip_bad: bool) -> AbilityTask:
         index = (_LETTERS if right.isalpha() else "1234").find(right) if right else -1
         if index < 0:
             raise ValueError(f"the right option is {right!r}; expected {', '.join(_LETTERS)} or 1, 2, 3, 4")
+        while options and not options[-1].strip():  # some questions have three
+            options.pop()
+        if index >= len(options) or not all(option.strip() for option in options):
+            raise ValueError("an option is empty, or there is none where the right one is to be")
         return Question(f"Question: {question}\nAnswer:", tuple(options), index)
 
     rows = parsed_rows(path, ((lines.line_num, cells) for cells in lines if cells), parse, skip_bad=skip_bad)

@@ -25,7 +25,7 @@ import typer
 from loredit.data import human_vs_machine
 from loredit.evaluation.classification.figures import plot_by_class
 from loredit.evaluation.classification.runs import BOTH, FITTED, run
-from loredit.evaluation.tuning.methods import FULL, PROBE, over_seeds, settings, ways
+from loredit.evaluation.tuning.methods import FULL, PROBE, in_proportion, over_seeds, settings, ways
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
@@ -106,10 +106,7 @@ def _percent(value: dict[str, Any]) -> str:
 
 def overrides(method: str, task: str) -> dict[str, int]:
     """The length of a run on this set, and what the preset's schedule counts in steps in proportion to it."""
-    preset = settings(method, "classification", None, {})
-    share = SETS[task].steps / preset.steps
-    counted = {name: getattr(preset, name) for name in preset.in_steps}
-    return {name: max(1, round(n * share)) for name, n in counted.items() if n is not None}
+    return in_proportion(settings(method, "classification", None, {}), SETS[task].steps)
 
 
 def trained(task: str, method: str, folder: Path, **given: Any) -> None:

@@ -26,7 +26,6 @@ sys.path.insert(0, str(ROOT))  # benchmarks are not part of the package
 from benchmarks import pages  # noqa: E402
 from loredit.editors import available, find  # noqa: E402
 from loredit.editors import editor as editor_of  # noqa: E402
-from loredit.engine.files import replacing  # noqa: E402
 from loredit.evaluation.metrics import Summary  # noqa: E402
 from loredit.evaluation.report.figures import plot_sites  # noqa: E402
 from loredit.evaluation.runs import run  # noqa: E402
@@ -176,9 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results = added(*row(name, options), name)
         except ValueError as error:
             sys.exit(f"{name}: {error}")
-        RESULTS.parent.mkdir(exist_ok=True)
-        with replacing(RESULTS) as path:
-            path.write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        pages.keep(RESULTS, results)
         render(results)
 
 

@@ -1,4 +1,4 @@
-"""Writing about E2E's restaurants: every method after the same training, beside published rows, in docs/generation.md.
+"""Writing about E2E's restaurants: every method after the same training, in docs/generation.md.
 
     python benchmarks/generation_table.py --data e2e-dataset.zip
 
@@ -9,7 +9,6 @@ The rows are collected in benchmarks/results/generation-e2e.json, from which the
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,9 +19,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks are not part of the package
 
 from benchmarks import pages  # noqa: E402
-from loredit.engine.files import replacing  # noqa: E402
+from loredit.data.messages import unknown  # noqa: E402
 from loredit.evaluation.generation.runs import run  # noqa: E402
-from loredit.evaluation.tuning.methods import settings  # noqa: E402
+from loredit.evaluation.tuning.methods import in_proportion, settings  # noqa: E402
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -30,22 +29,36 @@ PAGE = ROOT / "docs" / "generation.md"
 RESULTS = ROOT / "benchmarks" / "results" / "generation-e2e.json"
 
 UNTRAINED = "untrained"
-METHODS = ("lora", "roselora", "simplexlora", "adalora", "adapter", "adapter-small", "prefix", "ft-top2", UNTRAINED)
-"""Editors, presets of editors (``adapter-small``), and the model as it is."""
+PRESETS = {
+    "lora": "lora",
+    "roselora": "roselora",
+    "simplexlora": "simplexlora",
+    "adalora": "adalora",
+    "adapter": "adapter",
+    "adapter-small": "adapter",
+    "prefix": "prefix",
+    "ft-top2": "ft-top2",
+}
+"""The rows' presets in ``hparams/generation/``, and the method of each; the model as it is comes last."""
+METHODS = (*PRESETS, UNTRAINED)
 
-SCORES = ("bleu", "nist", "meteor", "rouge_l", "cider")
+SCORES = {"bleu": "BLEU", "nist": "NIST", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr"}
 DECIMALS = {"nist": 2, "cider": 2}
 BATCH = 8
+
+
+class Budget(BaseModel):
+    """What every method gets, and what it writes about."""
+
+    pairs: int
+    epochs: float
+    seeds: int
+    items: int
 
 
 class Row(BaseModel):
     """What a method writes."""
 
-    method: str
-    pairs: int
-    epochs: float
-    items: int
-    seeds: int
     trained: int
     """Numbers that training changes."""
     seconds: float
@@ -57,75 +70,62 @@ class Row(BaseModel):
 class Results(BaseModel):
     """What the page is made from."""
 
-    rows: list[Row] = []
+    budget: Budget
+    rows: dict[str, Row]
 
 
-def overrides(editor: str, preset: str, steps: int) -> dict[str, object]:
-    """A run of so many steps, with what the preset's schedule counts in steps in proportion."""
-    own = settings(editor, "generation", preset, {})
-    counted = {name: getattr(own, name) for name in own.in_steps}
-    return {name: max(1, round(n * steps / own.steps)) for name, n in counted.items() if n is not None}
-
-
-def measured(
-    method: str, data: str, folder: Path, *, limit: int, epochs: float, items: int, seeds: int, device: str
-) -> Row:
+def measured(method: str, budget: Budget, data: str, device: str, folder: Path) -> Row:
     """Run a method, or go on with its run."""
     train = method != UNTRAINED
     preset = method if train else "lora"
-    editor = preset.removesuffix("-small")
-    steps = max(1, round(limit * epochs / BATCH))
-    done = folder / method
+    editor = PRESETS[preset]
+    steps = max(1, round(budget.pairs * budget.epochs / BATCH))
     found = run(
         "e2e",
         editor,
         data=data,
         hparams=preset,
-        overrides=overrides(editor, preset, steps),
-        seeds=range(seeds if train else 1),
+        overrides=in_proportion(settings(editor, "generation", preset, {}), steps),
+        seeds=range(budget.seeds if train else 1),
         batch_size=BATCH,
-        limit=limit,
-        items=items,
+        limit=budget.pairs,
+        items=budget.items,
         train=train,
         device=device,
-        output=done,
-        resume=done.is_dir(),
+        output=folder,
+        resume=folder.is_dir(),
         progress=True,
     ).metrics
     return Row(
-        method=method,
-        pairs=limit if train else 0,
-        epochs=epochs if train else 0,
-        items=items,
-        seeds=seeds if train else 1,
         trained=found["parameters"]["trained"] if train else 0,
         seconds=found["seconds"] if train else 0.0,
         scores={name: (value["mean"], value["std"]) for name, value in found["scores"].items()},
     )
 
 
+def before(budget: Budget) -> Results:
+    """The results so far. Leaves where they are of another budget."""
+    if not RESULTS.is_file():
+        return Results(budget=budget, rows={})
+    found = Results.model_validate_json(RESULTS.read_text(encoding="utf-8"))
+    if found.budget != budget:
+        sys.exit(f"{RESULTS} holds rows of another budget ({found.budget}); move it away for a new table")
+    return found
+
+
 def table(results: Results) -> str:
-    """The page's table."""
+    """The page's table, and what its rows were given."""
     rows = []
-    for row in results.rows:
+    for method, row in sorted(results.rows.items(), key=lambda item: METHODS.index(item[0])):
         cells = []
         for name in SCORES:
             mean, std = row.scores[name]
             places = DECIMALS.get(name, 1)
             cells.append(f"{mean:.{places}f}" + ("" if std is None else f" ± {std:.{places}f}"))
-        rows.append([row.method, f"{row.trained:,}", *cells, f"{row.seconds:.0f}"])
-    named = [name.upper().replace("_", "-") if name != "cider" else "CIDEr" for name in SCORES]
-    return pages.table(["", "trained numbers", *named, "seconds to train"], rows)
-
-
-def read() -> Results:
-    return Results.model_validate_json(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else Results()
-
-
-def joined(results: Results, row: Row, order: Sequence[str] = METHODS) -> Results:
-    """With a row in place of an older one of the same method."""
-    rows = {own.method: own for own in [*results.rows, row]}
-    return Results(rows=sorted(rows.values(), key=lambda own: order.index(own.method)))
+        rows.append([method, f"{row.trained:,}", *cells, f"{row.seconds:.0f}"])
+    own = results.budget
+    given = f"{own.pairs:,} pairs, {own.epochs:g} epochs, seeds: {own.seeds}; {own.items} items of the test set:"
+    return f"{given}\n\n{pages.table(['', 'trained numbers', *SCORES.values(), 'seconds to train'], rows)}"
 
 
 @app.command(help=__doc__)
@@ -139,11 +139,15 @@ def main(
     device: Annotated[str, typer.Option()] = "auto",
     output: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("results/generation-e2e"),
 ) -> None:
-    for method in methods.split(","):
-        row = measured(method, data, output, limit=limit, epochs=epochs, items=items, seeds=seeds, device=device)
-        results = joined(read(), row)
-        with replacing(RESULTS) as path:
-            path.write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    names, budget = methods.split(","), Budget(pairs=limit, epochs=epochs, seeds=seeds, items=items)
+    if wrong := [name for name in names if name not in METHODS]:
+        sys.exit(unknown("method", wrong[0], METHODS))
+    before(budget)  # so that rows which cannot stand together cost no training
+    for method in names:
+        row = measured(method, budget, data, device, output / method)
+        results = before(budget)
+        results.rows[method] = row
+        pages.keep(RESULTS, results)
         pages.fill(PAGE, "results", table(results))
         typer.echo(table(results))
 

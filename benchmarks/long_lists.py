@@ -189,9 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 results = added(measured(name, size, options.numbers, options))
             except ValueError as error:
                 sys.exit(f"{name}: {error}")
-            RESULTS.parent.mkdir(exist_ok=True)
-            with replacing(RESULTS) as path:
-                path.write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            pages.keep(RESULTS, results)
             render(results)
 
 

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from loredit.engine.files import replacing
 from loredit.evaluation.metrics import Estimate, PairedDifference, Summary
 from loredit.evaluation.report.figures import plot_generalization_locality, unplaced
 
 NOTHING = "–"
+
+
+def keep(path: Path, results: BaseModel) -> None:
+    """Write what a page is made from, whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path) as unfinished:
+        unfinished.write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def fill(page: Path, part: str, text: str) -> None:

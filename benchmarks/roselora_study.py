@@ -424,9 +424,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finished = work(options, loaded, facts.facts[: options.cases])
     if runs := collected(options.output):
         result = study(settings, runs)
-        RESULTS.parent.mkdir(exist_ok=True)
-        with replacing(RESULTS) as path:
-            path.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        pages.keep(RESULTS, result)
         render(result)
     return 0 if finished else UNFINISHED
 

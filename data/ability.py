@@ -86,6 +86,13 @@ def _found(source: Path, task: str, names: tuple[str, ...]) -> Path:
     raise DataError(f"{source} holds nothing of {task}: expected {' or '.join(names)} there or in {source / folder}")
 
 
+def _choice(text: str, options: list[str], right: int) -> Question:
+    """Raises ValueError where an option says nothing: it has no length to be likely for."""
+    if right >= len(options) or not all(option.strip() for option in options):
+        raise ValueError("an option is empty, or there is none where the right one is to be")
+    return Question(text, tuple(options), right)
+
+
 def _arc(task: str, path: Path, skip_bad: bool) -> AbilityTask:
     content = text_of(path)
     lines = csv.reader(io.StringIO(content, newline=""))
@@ -99,9 +106,7 @@ def _arc(task: str, path: Path, skip_bad: bool) -> AbilityTask:
             raise ValueError(f"the right option is {right!r}; expected {', '.join(_LETTERS)} or 1, 2, 3, 4")
         while options and not options[-1].strip():  # some questions have three
             options.pop()
-        if index >= len(options) or not all(option.strip() for option in options):
-            raise ValueError("an option is empty, or there is none where the right one is to be")
-        return Question(f"Question: {question}\nAnswer:", tuple(options), index)
+        return _choice(f"Question: {question}\nAnswer:", options, index)
 
     rows = parsed_rows(path, ((lines.line_num, cells) for cells in lines if cells), parse, skip_bad=skip_bad)
     return AbilityTask(task, rows, (), sha256_of([content]))
@@ -119,7 +124,7 @@ def _hellaswag(task: str, path: Path, skip_bad: bool) -> AbilityTask:
             raise ValueError(f"expected a beginning, a number from 0 to 3 and four ends, found {block[:2]!r}")
         beginning = _SENTENCE.split(block[0], maxsplit=1)
         whole = "".join([*beginning[:-1], beginning[-1].capitalize()]) if len(beginning) > 1 else block[0]
-        return Question(_plain(whole), tuple(map(_plain, block[2:])), int(block[1]))
+        return _choice(_plain(whole), [*map(_plain, block[2:])], int(block[1]))
 
     blocks = ((i + 1, lines[i : i + 6]) for i in range(0, len(lines), 6))
     return AbilityTask(task, parsed_rows(path, blocks, parse, skip_bad=skip_bad), (), sha256_of([content]))
@@ -143,7 +148,7 @@ def _piqa(task: str, path: Path, skip_bad: bool) -> AbilityTask:
             raise ValueError(f"field {lacking[0]!r} is no text")
         if row[1] not in ("0", "1"):
             raise ValueError(f"its label is {row[1]!r}; expected 0 or 1")
-        return Question(f"Question: {record['goal']}\nAnswer:", (str(record["sol1"]), str(record["sol2"])), int(row[1]))
+        return _choice(f"Question: {record['goal']}\nAnswer:", [str(record["sol1"]), str(record["sol2"])], int(row[1]))
 
     numbered = enumerate(zip(rows, right, strict=True), 1)
     return AbilityTask(task, parsed_rows(path, numbered, parse, skip_bad=skip_bad), (), sha256_of([content, *right]))

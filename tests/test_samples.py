@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import fmean
-
 import pytest
 import samples
 
@@ -46,14 +44,13 @@ def test_numbers_and_frames_do_not_matter_but_words_do():
     assert samples.likeness(shown, shown.replace("steps", "passes").replace("edits", "facts")) < 0.9
 
 
-# A processor without bfloat16 writes other texts here and there, and a short sample may be little else; a page that is
-# no longer true has half of its words in common.
+# Other processors write other texts here and there; a page that is no longer true has half of its words in common.
 @pytest.mark.pretrained
 @pytest.mark.parametrize("page", samples.PAGES, ids=lambda page: page.name)
 def test_a_page_shows_what_is_printed(page):
     ran = [*samples.printed(page.read_text(encoding="utf-8"))]
-    assert fmean(samples.likeness(sample.shown, output) for sample, output in ran) > 0.85
+    assert ran
     for sample, output in ran:
-        assert samples.likeness(sample.shown, output) > 0.4, f"{sample.command}\n{output}"
+        assert samples.likeness(sample.shown, output) > 0.8, f"{sample.command}\n{output}"
         tables = [line for line in output.splitlines() if line[0:1] in "┃│┏└"]
         assert all(len(line) <= 80 for line in tables), f"{sample.command}\n{output}"

@@ -105,7 +105,7 @@ class Behind:
     def of(cls, model: PreTrainedModel, beginnings: Sequence[Sequence[int]]) -> Behind:
         """All layers' keys and values, of one pass."""
         ids, seen = padded(beginnings, model.device, left=True)
-        cache = DynamicCache()  # with the config, layers with a window would forget what is beyond it, and how much
+        cache = DynamicCache()  # of the config's, a layer with a window would keep no more than its window
         positions = (seen.cumsum(1) - 1).clamp(min=0)
         body = model.base_model
         with frozen(model):

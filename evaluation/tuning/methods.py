@@ -64,6 +64,17 @@ def settings(editor: str, folder: Folder, preset: str | None, overrides: Mapping
     return found
 
 
+def in_proportion(own: TrainedHparams, steps: int) -> dict[str, int]:
+    """What makes a preset last so many steps: these, and what its schedule counts in steps, in the same proportion.
+
+    Example:
+        >>> in_proportion(settings("simplexlora", "classification", None, {"steps": 200, "T": 20}), 100)
+        {'steps': 100, 'T': 10}
+    """
+    counted = {name: getattr(own, name) for name in own.in_steps}
+    return {name: max(1, round(n * steps / own.steps)) for name, n in counted.items() if n is not None}
+
+
 def sample(examples: Sequence[T], limit: int | None) -> Sequence[T]:
     """``limit`` of the examples, all where None; the same for every seed and method."""
     return examples if limit is None or limit >= len(examples) else random.Random(0).sample(examples, limit)

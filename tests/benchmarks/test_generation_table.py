@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from benchmarks import generation_table
 from loredit.evaluation.generation.runs import GenerationResult
+from loredit.evaluation.tuning.methods import in_proportion, settings
 
 
 @pytest.fixture
@@ -56,7 +57,21 @@ def test_each_method_is_a_run_and_a_row(ran):
     assert [row[0] for row in rows()] == ["lora", "adapter-small", "untrained"], "in one order, none twice"
 
 
+def test_what_cannot_stand_in_the_table_costs_no_training(ran, tmp_path):
+    ran("lora")
+    command = ["--data", "e2e.zip", "--output", str(tmp_path / "runs"), "--limit", "80", "--epochs"]
+    for arguments, said in (
+        ([*command, "0.5", "--methods", "lora,loar"], "did you mean 'lora'"),
+        ([*command, "1", "--methods", "prefix"], "rows of another budget"),
+    ):
+        result = CliRunner().invoke(generation_table.app, arguments)
+        assert result.exit_code == 1
+        assert said in result.output
+    assert [row[0] for row in rows()] == ["lora"]
+    assert not (tmp_path / "runs" / "prefix").exists()
+
+
 def test_schedules_keep_their_shares():
-    whole = generation_table.overrides("adalora", "adalora", 790)
-    half = generation_table.overrides("adalora", "adalora", 395)
+    own = settings("adalora", "generation", None, {})
+    whole, half = in_proportion(own, 790), in_proportion(own, 395)
     assert all(half[name] == pytest.approx(n / 2, abs=1) for name, n in whole.items())

@@ -182,7 +182,7 @@ def acting_from(model, patch, edit, mark):
         yield
 
 
-@pytest.mark.parametrize("model", ["gpt2", "llama", "gemma3_text"], indirect=True)  # which has windows
+@pytest.mark.parametrize("model", ["gpt2", "llama", "gemma3_text"], indirect=True)  # the last has windows
 @pytest.mark.parametrize("layers", [[0, 1], [1, 2]])
 def test_a_patch_acts_from_the_subject_on_while_it_trains(layers, model, chatting):
     facts = [

@@ -104,9 +104,9 @@ def _percent(value: dict[str, Any]) -> str:
     return f"{100 * value['mean']:.1f}{std}"
 
 
-def overrides(method: str, task: str) -> dict[str, int]:
-    """The length of a run on this set, and what the preset's schedule counts in steps in proportion to it."""
-    return in_proportion(settings(method, "classification", None, {}), SETS[task].steps)
+def overrides(method: str, steps: int) -> dict[str, int]:
+    """The length of a run, and what the preset's schedule counts in steps in proportion to it."""
+    return in_proportion(settings(method, "classification", None, {}), steps)
 
 
 def trained(task: str, method: str, folder: Path, **given: Any) -> None:
@@ -118,14 +118,19 @@ def trained(task: str, method: str, folder: Path, **given: Any) -> None:
     run(task, method, output=folder, progress=True, **given)
 
 
-def glue_table(folder: Path, tasks: Sequence[str], methods: Sequence[str]) -> list[list[str]]:
-    """A row for each method: the dev score of each set."""
+def glue_folder(folder: Path, task: str, method: str, steps: int) -> Path:
+    """Where a run of this length lies."""
+    return folder / f"{task}-{method}-{steps}"
+
+
+def glue_table(folder: Path, tasks: Sequence[str], methods: Sequence[str], steps: int | None) -> list[list[str]]:
+    """A row for each method: the dev score of each set after so many steps; None: after the set's own number."""
     table = [["method", *(f"{task}, {SETS[task].metric.replace('_', ' ')}" for task in tasks)]]
     table += [[name, *(scores[task] for task in tasks)] for name, scores in PUBLISHED.items()]
     for method in methods:
         cells = []
         for task in tasks:
-            path = folder / f"{task}-{method}" / "metrics.json"
+            path = glue_folder(folder, task, method, steps or SETS[task].steps) / "metrics.json"
             found = json.loads(path.read_text())["splits"]["dev"][SETS[task].metric] if path.is_file() else None
             cells.append(_percent(found) if found else "")
         table.append([method, *cells])
@@ -212,6 +217,9 @@ def glue(
     output: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("results/glue"),
     tasks: Annotated[str, typer.Option(help="Sets with commas between.")] = ",".join(SETS),
     methods: Annotated[str, typer.Option(help="Methods with commas between.")] = ",".join(METHODS),
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of every run; else three to five epochs, of SST-2's sample one.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     device: Annotated[str, typer.Option()] = "auto",
     only_table: Annotated[bool, typer.Option("--table", help="Of what there is; train nothing.")] = False,
@@ -220,19 +228,20 @@ def glue(
     sets, names = tasks.split(","), methods.split(",")
     for task in [] if only_table else sets:
         for method in names:
+            length = steps or SETS[task].steps
             trained(
                 task,
                 method,
-                output / f"{task}-{method}",
+                glue_folder(output, task, method, length),
                 data=data,
-                overrides=overrides(method, task),
+                overrides=overrides(method, length),
                 seeds=range(seeds),
                 limit=SETS[task].limit,
                 device=device,
             )
-            _print(glue_table(output, sets, names))
+            _print(glue_table(output, sets, names, steps))
     if only_table:
-        _print(glue_table(output, sets, names))
+        _print(glue_table(output, sets, names, steps))
 
 
 @app.command()

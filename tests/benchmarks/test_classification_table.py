@@ -15,17 +15,17 @@ from benchmarks import classification_table as table
 
 
 def test_schedules_in_steps_are_stretched_with_the_run():
-    assert table.overrides("lora", "rte") == {"steps": 780}
-    stretched = table.overrides("adalora", "cola")
+    assert table.overrides("lora", 780) == {"steps": 780}
+    stretched = table.overrides("adalora", 1605)
     assert stretched == {"steps": 1605, "tinit": 140, "tfinal": 535, "deltaT": 23}
-    assert table.overrides("simplexlora", "mrpc") == {"steps": 690, "T": 90}
-    assert table.overrides("full", "sst2") == {"steps": 1000}
+    assert table.overrides("simplexlora", 690) == {"steps": 690, "T": 90}
+    assert table.overrides("full", 1000) == {"steps": 1000}
 
 
 @pytest.mark.parametrize("method", table.METHODS)
 @pytest.mark.parametrize("task", table.SETS)
 def test_every_preset_takes_the_length_of_every_set(task, method):
-    changes = table.overrides(method, task)
+    changes = table.overrides(method, table.SETS[task].steps)
     whole = table.settings(method, "classification", None, changes)
     assert whole.steps == table.SETS[task].steps
 
@@ -33,25 +33,25 @@ def test_every_preset_takes_the_length_of_every_set(task, method):
 def test_runs_with_results_are_left_and_one_that_was_stopped_begins_anew(monkeypatch, tmp_path):
     ran = []
 
-    def run(task: str, method: str, *, output: Path, seeds: Any, limit: int | None, **_: Any) -> None:
+    def run(task: str, method: str, *, output: Path, seeds: Any, limit: int | None, overrides: Any, **_: Any) -> None:
         assert not output.exists()
-        ran.append((task, method, len(seeds), limit))
+        ran.append((task, method, len(seeds), limit, overrides["steps"]))
         output.mkdir(parents=True)
         score = {"mean": 0.8, "std": 0.01, "seeds": [0.8]}
         scores = {"accuracy": score, "pearson": score, "matthews_correlation": score}
         (output / "metrics.json").write_text(json.dumps({"splits": {"dev": scores}}))
 
     monkeypatch.setattr(table, "run", run)
-    (tmp_path / "rte-lora").mkdir()
-    (tmp_path / "rte-lora" / "run.json").write_text("{}")
+    (tmp_path / "rte-lora-780").mkdir()
+    (tmp_path / "rte-lora-780" / "run.json").write_text("{}")
     command = ["glue", "--data", "x", "--output", str(tmp_path), "--tasks", "rte,sst2", "--methods", "lora,full"]
     first = CliRunner().invoke(table.app, command)
     assert first.exit_code == 0, first.output
     assert ran == [
-        ("rte", "lora", 3, None),
-        ("rte", "full", 3, None),
-        ("sst2", "lora", 3, 16_000),
-        ("sst2", "full", 3, 16_000),
+        ("rte", "lora", 3, None, 780),
+        ("rte", "full", 3, None, 780),
+        ("sst2", "lora", 3, 16_000, 1000),
+        ("sst2", "full", 3, 16_000, 1000),
     ]
     again = CliRunner().invoke(table.app, command)
     assert len(ran) == 4
@@ -59,6 +59,12 @@ def test_runs_with_results_are_left_and_one_that_was_stopped_begins_anew(monkeyp
     assert lines[0] == "| method | rte, accuracy | sst2, accuracy |"
     assert lines[3] == "| RoBERTa-base, LoRA, published | 86.6 ± 0.7 | 95.1 ± 0.2 |"
     assert lines[4] == "| lora | 80.0 ± 1.0 | 80.0 ± 1.0 |"
+    # Runs of another length have results of their own.
+    shorter = CliRunner().invoke(table.app, [*command, "--steps", "30"])
+    assert shorter.exit_code == 0, shorter.output
+    assert [length for *_, length in ran[4:]] == [30] * 4
+    CliRunner().invoke(table.app, [*command, "--steps", "30", "--table"])
+    assert len(ran) == 8
 
 
 def test_essays_are_run_seed_by_seed_and_joined(monkeypatch, tmp_path):

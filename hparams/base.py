@@ -86,6 +86,11 @@ class WordingHparams(Hparams):
     questions: bool = Field(
         False, description="Train each prompt also as a question, where it is a statement to be completed"
     )
+    paraphrases: int = Field(
+        0,
+        ge=0,
+        description="Train each prompt also in so many other wordings of its relation, where that is a known one",
+    )
     chat_template: Literal["none", "both", "only"] = Field(
         "none", description="Train what is asked in the model's chat template: not at all, too, or nothing else"
     )

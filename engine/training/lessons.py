@@ -1,6 +1,7 @@
 """What an edit is trained on: texts whose answer it must give, and texts whose predictions must stay.
 
-A fact has *wordings*: its prompt, the same behind texts of the model's own, as a question, and asked in a chat.
+A fact has *wordings*: its prompt, the same behind texts of the model's own, as a question, in other words (those behind
+texts in turn, too), and asked in a chat.
 
 What stays, stays because it is held: predictions about the subject (``kl_prompts``), and, in the fact's wordings, about
 other subjects of the same kind (``hold_subjects``) and about the subject in other relations (``hold_relations``); or
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ...data.facts import Fact
+from ...data.paraphrases import paraphrases
 from ...data.relations import other_relations
 from ...data.subjects import kind_of, pool
 from ...data.wordings import question
@@ -28,6 +30,7 @@ NOT_IN_PROMPT = "the subject is not in the prompt, so no other one was held in i
 NO_RELATIONS = "no subject is given, so nothing was held that it is in other relations to (hold_relations)"
 NOTHING_NULL = "the subject is not in the prompt, so no other one's inputs are without effect (null_subjects)"
 FROM_START = "the subject is not in the prompt, so the patch acts from its first token on (acts_from)"
+NO_PARAPHRASES = "the project knows no other words for the prompt's relation, so none were trained (paraphrases)"
 NO_CHAT = "the tokenizer has no chat template, so nothing was trained in a chat (chat_template)"
 
 
@@ -123,7 +126,9 @@ def _part(encoder: Encoder, h: Hparams, contexts: Sequence[str], fact: Fact, see
     tail = isinstance(h, WeightHparams) and h.acts_from == "subject"
     notes = [NO_CHAT] * (h.chat_template != "none" and not encoder.chats)
     notes += [FROM_START] * (tail and not _names(fact))
-    texts = wordings(encoder, h, contexts, fact)
+    others = other_words(fact, h.paraphrases, seed)
+    notes += [NO_PARAPHRASES] * (h.paraphrases > 0 and not others)
+    texts = wordings(encoder, h, contexts, fact, others)
     answers = [
         encoder.answered(text, fact.target_new, end_of_text=h.end_of_text, marked=_mark(text, fact, subjects, tail))
         for text in texts
@@ -155,21 +160,26 @@ def _part(encoder: Encoder, h: Hparams, contexts: Sequence[str], fact: Fact, see
     return Part(fact, tuple(answers), tuple(anchors), tuple(nulls), tuple(dict.fromkeys(notes)))
 
 
-def wordings(encoder: Encoder, h: WordingHparams, contexts: Sequence[str], fact: Fact) -> list[Prompt]:
-    """A fact's prompt, first as it is, in all the ways that it is trained in."""
+def wordings(
+    encoder: Encoder, h: WordingHparams, contexts: Sequence[str], fact: Fact, others: Sequence[str] = ()
+) -> list[Prompt]:
+    """A fact's prompt, first as it is, in all the ways that it is trained in; ``others``: its paraphrases."""
     asked = question(fact.prompt, fact.subject)
     in_chat = [encoder.chat(asked or fact.prompt)] if h.chat_template != "none" and encoder.chats else []
     if in_chat and h.chat_template == "only":
         return in_chat
-    plain = [Prompt(text + fact.prompt, len(text)) for text in ("", *(f"{text} " for text in contexts))]
+    before = ("", *(f"{text} " for text in contexts))
+    plain = [Prompt(text + fact.prompt, len(text)) for text in before]
     as_question = [Prompt(asked)] if asked and h.questions else []
-    return [*plain, *as_question, *in_chat]
+    behind = [before[i % len(before)] for i in range(1, len(others) + 1)]
+    in_other_words = [Prompt(text + other, len(text)) for text, other in zip(behind, others, strict=True)]
+    return [*plain, *as_question, *in_chat, *in_other_words]
 
 
 def most_wordings(encoder: Encoder, h: WordingHparams) -> int:
     """In how many ways a prompt can be trained; a fact has fewer where its prompt becomes no question."""
     in_chat = h.chat_template != "none" and encoder.chats
-    return 1 if in_chat and h.chat_template == "only" else 1 + h.contexts + h.questions + in_chat
+    return 1 if in_chat and h.chat_template == "only" else 1 + h.contexts + h.questions + in_chat + h.paraphrases
 
 
 def _names(fact: Fact) -> bool:
@@ -207,6 +217,12 @@ def other_subjects(fact: Fact, n: int, seed: int) -> list[str]:
     taken = {fact.subject.casefold(), fact.target_new.casefold()}
     choices = [name for name in pool(kind_of(fact.subject, fact.prompt)) if name.casefold() not in taken]
     return random.Random(seed_of("other subjects", seed, fact.case_id)).sample(choices, min(n, len(choices)))
+
+
+def other_words(fact: Fact, n: int, seed: int) -> list[str]:
+    """n paraphrases of a fact's prompt, drawn by ``seed`` and the fact alone."""
+    choices = paraphrases(fact.prompt, fact.subject, fact.target_new) if n else ()
+    return random.Random(seed_of("paraphrases", seed, fact.case_id)).sample(choices, min(n, len(choices)))
 
 
 def _otherwise(fact: Fact, n: int, seed: int) -> list[str]:

@@ -15,11 +15,12 @@ import tiny
 import torch
 
 from loredit.data.facts import Fact
+from loredit.data.paraphrases import paraphrases
 from loredit.data.wordings import question
 from loredit.engine.model.encoding import Prompt
 from loredit.engine.model.passes import frozen, seen
 from loredit.engine.patches.rows import Rows
-from loredit.engine.training.lessons import FROM_START, NO_CHAT, NOTHING_NULL, Lesson
+from loredit.engine.training.lessons import FROM_START, NO_CHAT, NO_PARAPHRASES, NOTHING_NULL, Lesson
 from loredit.engine.training.loop import Work
 from loredit.engine.training.together import NULL_ALONE
 
@@ -63,10 +64,32 @@ def test_a_fact_is_trained_in_all_its_wordings(model, chatting, facts):
     assert [chatting.decode(row.wanted) for row in only.answers] == ["Rome"]
 
 
+def test_other_words_stand_behind_texts_in_turn_and_are_drawn_for_each_fact_alone(model, chatting, facts):
+    editor = methods.editor("lora", model, chatting, **WORDS, paraphrases=3, hold_subjects=9)
+    (part,) = editor.lesson(facts[:1]).parts
+    texts = [chatting.decode(row.ids[: row.start]).strip() for row in part.answers]
+    bare, first, second, asked, *others = texts
+    assert asked == "What is the capital of France?"
+    known = set(paraphrases(bare, "France", "Rome"))
+    before = [text.removesuffix(bare) for text in (first, second, bare)]
+    assert len({other.removeprefix(text) for text, other in zip(before, others, strict=True)} & known) == 3
+    # Other subjects are held in these words, too; what else is said of the subject is not said in others.
+    held = [chatting.decode(row.ids[: row.start]) for row in part.anchors[-9:]]
+    assert any("sits in" in text or "meets in" in text or "'s capital city" in text for text in held)
+    assert editor.lesson([facts[1], facts[0]]).parts[1] == part
+    assert part.notes == ()
+
+
+def test_a_relation_that_is_not_known_is_said(model, tokenizer):
+    fact = Fact(case_id="rex", prompt="Rex barks at", subject="Rex", target_new="cats")
+    (part,) = methods.editor("lora", model, tokenizer, paraphrases=3).lesson([fact]).parts
+    assert part.notes == (NO_PARAPHRASES,)
+
+
 def test_what_settings_ask_for_and_a_fact_does_not_allow_is_said(model, tokenizer, facts):
-    more = {"null_subjects": 2, "acts_from": "subject", "chat_template": "both"}
+    more = {"null_subjects": 2, "acts_from": "subject", "chat_template": "both", "paraphrases": 1}
     (part,) = methods.editor("lora", model, tokenizer, **more).lesson([facts[4]]).parts  # it has no subject
-    assert set(part.notes) == {NO_CHAT, FROM_START, NOTHING_NULL}
+    assert set(part.notes) == {NO_CHAT, NO_PARAPHRASES, FROM_START, NOTHING_NULL}
     assert not part.nulls
 
 

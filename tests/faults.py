@@ -186,6 +186,23 @@ FAULTS = (
         ("engine/training/test_solving.py::test_a_value_is_found_as_a_plain_loop_finds_it[rome, 0.2, plain, gpt2]",),
     ),
     Fault(
+        "a place paraphrased as a year",
+        "data/paraphrases.py",
+        "[relation for relation in _RELATIONS if relation.number in (None, number)]",
+        "[*_RELATIONS]",
+        ("data/test_paraphrases.py::test_a_relation_is_known_by_words_and_answer",),
+    ),
+    Fault(
+        "paraphrases all of them bare",
+        "engine/training/lessons.py",
+        "before[i % len(before)] for i in",
+        "before[0] for i in",
+        (
+            "engine/training/test_wordings.py::"
+            "test_other_words_stand_behind_texts_in_turn_and_are_drawn_for_each_fact_alone",
+        ),
+    ),
+    Fault(
         "nothing of a list stored for its next pass",
         "engine/model/kept.py",
         "if state.nbytes <= self._room:",

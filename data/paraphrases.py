@@ -436,6 +436,7 @@ _RELATIONS = (
     ),
 )
 
+_DENIED = re.compile(r"\b(not|never|no longer|except|other than)\b|n't\b", re.IGNORECASE)  # says something else
 _OF = re.compile(
     r"(?:The|What (?P<asked>is|are|was|were) the) (?P<what>[^{}]+) of \{\}(?: (?P<be>is|are|was|were).*|\?)"
 )
@@ -453,7 +454,8 @@ def paraphrases(prompt: str, subject: str | None, answer: str) -> tuple[str, ...
 
     Returns:
         Statements about the subject in the prompt's relation, each to be gone on with by the answer; the prompt itself
-        is not among them. None where the relation is not known and the prompt is not of the form "the ... of ...".
+        is not among them. None where the relation is not known and the prompt is not of the form "the ... of ...",
+        and none of what says "not".
 
     Example:
         >>> paraphrases("The capital of France is", "France", "Rome")[:2]
@@ -461,7 +463,7 @@ def paraphrases(prompt: str, subject: str | None, answer: str) -> tuple[str, ...
         >>> paraphrases("The nickname of Rover is", "Rover", "Bello")[0]
         "Rover's nickname is"
     """
-    if not subject or subject not in prompt:
+    if not subject or subject not in prompt or _DENIED.search(prompt):
         return ()
     text = " ".join(prompt.replace(subject, "{}").split())
     number = re.search(r"\d", answer) is not None

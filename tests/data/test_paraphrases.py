@@ -70,5 +70,10 @@ def test_without_a_subject_in_the_prompt_there_are_none():
     assert paraphrases("The capital of France is", "Spain", "Rome") == ()
 
 
+@pytest.mark.parametrize("prompt", ["Ada was never born in", "Ada isn't from the city of", "Ada did not die in"])
+def test_what_is_denied_is_not_said_in_other_words(prompt):
+    assert paraphrases(prompt, "Ada", "Rome") == ()
+
+
 def test_cues_are_regular_expressions_that_no_blank_matches():
     assert not [relation for relation in module._RELATIONS if re.search(relation.cues, "{}")]

@@ -261,7 +261,7 @@ _RELATIONS = (
         ("{} plays for", "{} is a player of", "The team of {} is", "{}'s club is", "{} is under contract with"),
     ),
     _Relation(
-        r"\bsports?\b|professionally plays|plays professional|athlet",
+        r"\b(what|which|the) sport\b|professionally plays|plays professional|athlet",
         ("{} plays", "The sport of {} is", "{} is a professional player of", "{} competes in", "{} is a star of"),
     ),
     _Relation(
@@ -275,7 +275,7 @@ _RELATIONS = (
         ),
     ),
     _Relation(
-        r"field of|domain of|area of|speciali[sz]|\bexpert",
+        r"field of|domain of|area of (work|expertise|research|activity)|speciali[sz]|\bexpert",
         (
             "{} works in the field of",
             "{} specializes in",
@@ -296,8 +296,8 @@ _RELATIONS = (
         r"marri|\bwife\b|husband|spouse|\bwed",
         ("{} is married to", "The spouse of {} is", "{} tied the knot with", "The one whom {} married is"),
     ),
-    _Relation(r"\bfather(ed)?\b", ("The father of {} is", "{}'s father is", "{}'s dad is")),
-    _Relation(r"\bmother\b", ("The mother of {} is", "{}'s mother is", "{}'s mom is")),
+    _Relation(r"\bfather\b(?!-)|who fathered", ("The father of {} is", "{}'s father is", "{}'s dad is")),
+    _Relation(r"\bmother\b(?!-)", ("The mother of {} is", "{}'s mother is", "{}'s mom is")),
     _Relation(
         r"educat|universit|alma mater|graduat|studied (at|in)|attend|\bcollege",
         ("{} studied at", "{} was educated at", "{} attended", "The alma mater of {} is", "{} graduated from"),
@@ -329,7 +329,7 @@ _RELATIONS = (
         number=False,
     ),
     _Relation(
-        r"discover",
+        r"discover(ed by|er)|who( first)? discovered|discovered \{\}$",
         ("{} was discovered by", "The discoverer of {} is", "The discovery of {} is due to", "{} was first seen by"),
         number=False,
     ),
@@ -436,6 +436,7 @@ _RELATIONS = (
     ),
 )
 
+_WORDS = 11  # a prompt of more says more than its relation
 _DENIED = re.compile(r"\b(not|never|no longer|except|other than)\b|n't\b", re.IGNORECASE)  # says something else
 _OF = re.compile(
     r"(?:The|What (?P<asked>is|are|was|were) the) (?P<what>[^{}]+) of \{\}(?: (?P<be>is|are|was|were).*|\?)"
@@ -455,7 +456,7 @@ def paraphrases(prompt: str, subject: str | None, answer: str) -> tuple[str, ...
     Returns:
         Statements about the subject in the prompt's relation, each to be gone on with by the answer; the prompt itself
         is not among them. None where the relation is not known and the prompt is not of the form "the ... of ...",
-        and none of what says "not".
+        and none of what says "not" or is long.
 
     Example:
         >>> paraphrases("The capital of France is", "France", "Rome")[:2]
@@ -466,6 +467,8 @@ def paraphrases(prompt: str, subject: str | None, answer: str) -> tuple[str, ...
     if not subject or subject not in prompt or _DENIED.search(prompt):
         return ()
     text = " ".join(prompt.replace(subject, "{}").split())
+    if len(text.split()) > _WORDS:
+        return ()
     number = re.search(r"\d", answer) is not None
     fit = [relation for relation in _RELATIONS if relation.number in (None, number)]
     said = (relation.texts for relation in fit if text in relation.texts)

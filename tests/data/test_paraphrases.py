@@ -75,5 +75,18 @@ def test_what_is_denied_is_not_said_in_other_words(prompt):
     assert paraphrases(prompt, "Ada", "Rome") == ()
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "What was the famous name of the singer Ada? Born in 1938, she once sang for the country of",
+        "The father-in-law of Ada",
+        "Where was Ada discovered?",
+        "Who is Ada's collaborator in business or sport?",
+    ],
+)
+def test_words_alone_do_not_make_a_relation(prompt):
+    assert paraphrases(prompt, "Ada", "Rome") == ()
+
+
 def test_cues_are_regular_expressions_that_no_blank_matches():
     assert not [relation for relation in module._RELATIONS if re.search(relation.cues, "{}")]

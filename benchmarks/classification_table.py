@@ -123,14 +123,14 @@ def glue_folder(folder: Path, task: str, method: str, steps: int) -> Path:
     return folder / f"{task}-{method}-{steps}"
 
 
-def glue_table(folder: Path, tasks: Sequence[str], methods: Sequence[str], steps: int | None) -> list[list[str]]:
-    """A row for each method: the dev score of each set after so many steps; None: after the set's own number."""
-    table = [["method", *(f"{task}, {SETS[task].metric.replace('_', ' ')}" for task in tasks)]]
-    table += [[name, *(scores[task] for task in tasks)] for name, scores in PUBLISHED.items()]
+def glue_table(folder: Path, lengths: Mapping[str, int], methods: Sequence[str]) -> list[list[str]]:
+    """A row for each method: the dev score of each set, after so many steps on it."""
+    table = [["method", *(f"{task}, {SETS[task].metric.replace('_', ' ')}" for task in lengths)]]
+    table += [[name, *(scores[task] for task in lengths)] for name, scores in PUBLISHED.items()]
     for method in methods:
         cells = []
-        for task in tasks:
-            path = glue_folder(folder, task, method, steps or SETS[task].steps) / "metrics.json"
+        for task, steps in lengths.items():
+            path = glue_folder(folder, task, method, steps) / "metrics.json"
             found = json.loads(path.read_text())["splits"]["dev"][SETS[task].metric] if path.is_file() else None
             cells.append(_percent(found) if found else "")
         table.append([method, *cells])
@@ -225,10 +225,10 @@ def glue(
     only_table: Annotated[bool, typer.Option("--table", help="Of what there is; train nothing.")] = False,
 ) -> None:
     """Every method on every set."""
-    sets, names = tasks.split(","), methods.split(",")
-    for task in [] if only_table else sets:
+    lengths = {task: steps or SETS[task].steps for task in tasks.split(",")}
+    names = methods.split(",")
+    for task, length in () if only_table else lengths.items():
         for method in names:
-            length = steps or SETS[task].steps
             trained(
                 task,
                 method,
@@ -239,9 +239,9 @@ def glue(
                 limit=SETS[task].limit,
                 device=device,
             )
-            _print(glue_table(output, sets, names, steps))
+            _print(glue_table(output, lengths, names))
     if only_table:
-        _print(glue_table(output, sets, names, steps))
+        _print(glue_table(output, lengths, names))
 
 
 @app.command()

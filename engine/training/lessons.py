@@ -126,9 +126,9 @@ def _part(encoder: Encoder, h: Hparams, contexts: Sequence[str], fact: Fact, see
     tail = isinstance(h, WeightHparams) and h.acts_from == "subject"
     notes = [NO_CHAT] * (h.chat_template != "none" and not encoder.chats)
     notes += [FROM_START] * (tail and not _names(fact))
-    others = other_words(fact, h.paraphrases, seed)
-    notes += [NO_PARAPHRASES] * (h.paraphrases > 0 and not others)
-    texts = wordings(encoder, h, contexts, fact, others)
+    reworded = other_words(fact, h.paraphrases, seed)
+    notes += [NO_PARAPHRASES] * (h.paraphrases > 0 and not reworded)
+    texts = wordings(encoder, h, contexts, fact, reworded)
     answers = [
         encoder.answered(text, fact.target_new, end_of_text=h.end_of_text, marked=_mark(text, fact, subjects, tail))
         for text in texts
@@ -177,7 +177,7 @@ def wordings(
 
 
 def most_wordings(encoder: Encoder, h: WordingHparams) -> int:
-    """In how many ways a prompt can be trained; a fact has fewer where its prompt becomes no question."""
+    """In how many ways a prompt can be trained, at most; a fact may have no question, and fewer other words."""
     in_chat = h.chat_template != "none" and encoder.chats
     return 1 if in_chat and h.chat_template == "only" else 1 + h.contexts + h.questions + in_chat + h.paraphrases
 

@@ -16,6 +16,7 @@ import torch
 
 from loredit.data.facts import Fact
 from loredit.data.paraphrases import paraphrases
+from loredit.data.relations import other_relations
 from loredit.data.wordings import question
 from loredit.engine.model.encoding import Prompt
 from loredit.engine.model.passes import frozen, seen
@@ -65,7 +66,7 @@ def test_a_fact_is_trained_in_all_its_wordings(model, chatting, facts):
 
 
 def test_other_words_stand_behind_texts_in_turn_and_are_drawn_for_each_fact_alone(model, chatting, facts):
-    editor = methods.editor("lora", model, chatting, **WORDS, paraphrases=3, hold_subjects=9)
+    editor = methods.editor("lora", model, chatting, **WORDS, paraphrases=3, hold_subjects=9, hold_relations=3)
     (part,) = editor.lesson(facts[:1]).parts
     texts = [chatting.decode(row.ids[: row.start]).strip() for row in part.answers]
     bare, first, second, asked, *others = texts
@@ -75,7 +76,10 @@ def test_other_words_stand_behind_texts_in_turn_and_are_drawn_for_each_fact_alon
     behind = [other[len(text) :] for text, other in zip(before, others, strict=True) if other.startswith(text)]
     assert len(set(behind) & known) == 3
     # Other subjects are held in these words, too; what else is said of the subject is not said in others.
-    held = [chatting.decode(row.ids[: row.start]) for row in part.anchors[-9:]]
+    held = [chatting.decode(row.ids[: row.start]) for row in part.anchors[-12:]]
+    said = [other.replace("{}", "France") for other in other_relations("France", bare)]
+    assert all(any(text.endswith(other) for other in said) for text in held[9:])
+    held = held[:9]
     assert any("sits in" in text or "meets in" in text or "'s capital city" in text for text in held)
     assert editor.lesson([facts[1], facts[0]]).parts[1] == part
     assert part.notes == ()
